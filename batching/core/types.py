@@ -1,0 +1,194 @@
+"""The values that cross every boundary: API to scheduler to worker and back.
+
+All are `msgspec.Struct`s, so the same definition is the in-process value, the wire format between
+the front end and the engine child, and the line in the event log. Times are seconds on one
+monotonic clock (`time.monotonic()`, which on one machine all processes share).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. The first two are OpenAI's `finish_reason` values."""
+
+    STOP = "stop"  # a stop token was generated, or the front end matched a stop string
+    LENGTH = "length"  # `max_tokens` or the model's context was reached
+    ABORT = "abort"  # the client went away
+    ERROR = "error"  # the engine could not serve it; `TokenEvent.error` says why
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one sample may look like. Validated once, in `app`; trusted everywhere else."""
+
+    max_tokens: int
+    temperature: float = 1.0  # 0 is greedy, and then `seed`, `top_*` and `min_p` have no effect
+    top_p: float = 1.0  # 1 is off
+    top_k: int = 0  # 0 is off
+    min_p: float = 0.0  # 0 is off
+    seed: int = 0  # 64 bits, always set: the front end draws one when the client gives none
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # 1 is off; counts prompt and generated tokens
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
+    stop_token_ids: tuple[int, ...] = ()  # includes the model's end tokens unless `ignore_eos`
+    min_tokens: int = 0  # stop tokens are banned until this many tokens were generated
+    logprobs: int | None = None  # None: none. k >= 0: the sampled token's and the k most likely
+    prompt_logprobs: int | None = None  # the same for every prompt token but the first
+
+
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One sequence to generate. A client asking for n choices becomes n requests.
+
+    `generated` holds tokens already emitted by an engine that died: the request resumes after
+    them, and they count against `params.max_tokens`.
+    """
+
+    id: str
+    prompt: list[int]
+    params: SamplingParams
+    arrival: float
+    priority: int = 0  # lower runs first
+    tenant: str = ""
+    deadline: float | None = None  # latest useful time of the first token
+    salt: bytes = b""  # prefix-cache blocks are shared only between equal salts
+    generated: list[int] = []
+
+
+class SlotInit(msgspec.Struct, frozen=True, array_like=True):
+    """Everything a worker must know to start (or restart) a sequence in a slot.
+
+    `tokens` are the prompt and all tokens generated so far; `prompt_length` tells them apart.
+    """
+
+    slot: int
+    id: str
+    tokens: list[int]
+    prompt_length: int
+    params: SamplingParams
+
+
+class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's share of a step: compute `count` tokens from position `start`.
+
+    The tokens are those at positions start … start+count-1 of the slot's token row; the worker
+    writes each token that it samples to that row itself, so a decode step needs no token ids.
+    `new_blocks` are appended to the slot's block table; on a slot's first plan they are the whole
+    table, prefix-cache hits included. With `sample`, the logits of the last computed position
+    yield the next token.
+    """
+
+    slot: int
+    start: int
+    count: int
+    sample: bool
+    new_blocks: tuple[int, ...] = ()
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    """One forward pass. A plain value: what is logged, replayed, simulated and tested.
+
+    `inits` come first: each names a slot of `sequences` that starts afresh. Sequences keep the
+    scheduler's order; slots are distinct.
+    """
+
+    step: int
+    inits: tuple[SlotInit, ...]
+    sequences: tuple[SequencePlan, ...]
+
+    @property
+    def token_count(self) -> int:
+        """Tokens computed in this step, over all sequences."""
+        return sum(s.count for s in self.sequences)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities at one position, of the model's raw distribution (before penalties).
+
+    `top` holds (token id, logprob) of the k most likely, most likely first; the sampled token is
+    not added to it. `rank` is 1 for the most likely token.
+    """
+
+    token: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker returns for one plan.
+
+    `tokens` has one entry per plan sequence with `sample`, in plan order; `logprobs` is empty or
+    as long as `tokens` (None where not asked for). `prompt_logprobs` maps a slot to the entries of
+    the prompt tokens that this step's logits predict (positions start+1 … start+count, as far as
+    they lie in the prompt). `seconds` is the time the step took.
+    """
+
+    step: int
+    tokens: tuple[int, ...]
+    seconds: float
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+
+
+class Timing(msgspec.Struct, frozen=True, array_like=True):
+    """When things happened to one request (monotonic seconds), sent with its last event."""
+
+    arrival: float
+    scheduled: float  # first step that contained it
+    first_token: float
+    finished: float
+    preemptions: int = 0
+
+
+class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """News of one request: tokens it gained in a step, or its end.
+
+    `cached_tokens` comes with the first event: prompt tokens found in the prefix cache.
+    With `finish` STOP, the last token is the stop token that ended it.
+    """
+
+    id: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    cached_tokens: int | None = None
+    finish: FinishReason | None = None
+    error: str | None = None
+    timing: Timing | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The scheduler's gauges and running totals after a step. Totals only grow."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0  # owned by a sequence; cached but unowned blocks are free
+    steps: int = 0
+    step_tokens: int = 0  # tokens computed in the last step
+    step_seconds: float = 0.0  # the last step
+    forward_seconds: float = 0.0
+    prompt_tokens: int = 0  # prompt tokens whose KV became available, cached ones included
+    generation_tokens: int = 0
+    prefix_queries: int = 0  # tokens looked up
+    prefix_hits: int = 0  # tokens found
+    preemptions: int = 0
+    predicted_step_seconds: float = 0.0  # the cost model's forecast of the last step
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The scheduler's fixed limits. Built by the engine from settings and worker capabilities."""
+
+    num_blocks: int
+    block_size: int  # tokens per block
+    max_sequences: int  # slots: sequences that may run at once
+    max_model_len: int  # prompt and generated tokens of one sequence
+    max_step_tokens: int  # hard bound on tokens computed in one step
+    inter_token_target: float = 0.1  # seconds; bounds the prefill share of a mixed step
+    policy: str = "fcfs"  # fcfs, priority, deadline, fair
+    prefix_caching: bool = True
+    overlap: int = 0  # plans that may be uncommitted when the next is made: 0 or 1

@@ -1,0 +1,57 @@
+"""What travels between the front end and the engine child, as length-prefixed msgpack frames.
+
+The parent sends `Configure` once, then any number of `Submit`. The child sends `Progress` while
+it starts, one `Ready`, then one `StepOutput` per step (and per idle second, as a heartbeat), or
+one `Failed` before it exits.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from batching.core.types import EngineStats, Request, TokenEvent
+from batching.worker.protocol import Capabilities
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """The first message: the settings (`config.settings.EngineSettings` as plain JSON)."""
+
+    settings: bytes
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
+    """New requests and ids to abort, batched as they came."""
+
+    requests: list[Request] = []
+    aborts: list[str] = []
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """A start-up phase began; `fraction` (0..1) moves while weights load."""
+
+    phase: str
+    fraction: float = 0.0
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The engine serves from now on."""
+
+    capabilities: Capabilities
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag="step"):
+    """Everything one step gave, for all requests at once."""
+
+    events: list[TokenEvent]
+    stats: EngineStats
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The child cannot go on. `refused` means a clear user error (no traceback to show)."""
+
+    message: str
+    refused: bool = False
+
+
+ToEngine = Configure | Submit
+FromEngine = Progress | Ready | StepOutput | Failed

@@ -1,0 +1,82 @@
+"""Paged attention: one metadata type, one protocol, one table of backends.
+
+A step runs all its sequences packed: queries of shape [tokens, heads, head_dim], no padding. Each
+layer writes the step's keys and values into its pages, then every query attends to its own
+sequence's pages, causally.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What one attention layer computes. Constant after loading."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None  # a query sees this many newest keys, itself included
+    softcap: float | None = None  # scores become softcap * tanh(score / softcap)
+    sinks: torch.Tensor | None = None  # float32 [heads]: one more logit, with no value, per softmax
+
+
+@dataclass
+class AttentionMetadata:
+    """One step's geometry, built once and shared by all layers. Sequences in plan order.
+
+    `query_start` int32 [sequences + 1]: offsets into the packed tokens.
+    `context` int32 [sequences]: keys visible to the sequence's last query, this step's included.
+    `block_tables` int32 [sequences, max_blocks]: entries beyond the context are undefined.
+    `slot_mapping` int64 [tokens]: block * block_size + offset, where each token's key goes.
+    `schedule`: what the backend's `prepare` returned, for instance its division of the work.
+    """
+
+    query_start: torch.Tensor
+    context: torch.Tensor
+    block_tables: torch.Tensor
+    slot_mapping: torch.Tensor
+    block_size: int
+    max_query: int
+    max_context: int
+    schedule: Any = None
+
+
+class AttentionBackend(Protocol):
+    """One way to compute paged attention on one kind of device."""
+
+    name: str
+
+    def refuses(self, spec: LayerSpec, dtype: torch.dtype) -> str | None:
+        """Why this layer cannot be computed exactly, or None. Asked once per layer at load."""
+
+    def page_bytes(self, spec: LayerSpec, block_size: int, dtype: torch.dtype) -> int:
+        """Bytes of one block's keys and values of one layer."""
+
+    def allocate(
+        self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value pages of one layer, in whatever layout the backend reads fastest."""
+
+    def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> Any:
+        """Work that depends on the step but not on the layer; stored in `metadata.schedule`."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pages: tuple[torch.Tensor, torch.Tensor],
+        spec: LayerSpec,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """Write `key`, `value` [tokens, kv_heads, head_dim] to the pages, then attend.
+
+        `query` [tokens, heads, head_dim]; inputs may be strided views with a contiguous last
+        dimension. Returns [tokens, heads, head_dim] in the query's dtype.
+        """

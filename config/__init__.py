@@ -1,0 +1,1 @@
+"""One settings schema for flags, environment and YAML. Imports nothing of ours."""

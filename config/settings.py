@@ -1,0 +1,73 @@
+"""Every setting, once: flags, `SLIPSTREAM_…` environment variables and a YAML file share this schema.
+
+Few knobs, and behaviour is good with none set. Each field says its unit, its bound and why one
+would change it; `slipstream serve --help` prints exactly these descriptions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class EngineSettings(BaseModel):
+    """What the engine child needs. Sent to it as JSON, so it holds plain values only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("", description="local folder or hub id; empty is the built-in model")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="weights and KV; auto takes the checkpoint's where the device is fast at it"
+    )
+    device: Literal["auto", "cpu", "cuda", "xpu"] = Field("auto", description="auto prefers a GPU")
+    quantization: Literal["none", "int8"] = Field("none", description="quantize weights at load")
+    attention: Literal["auto", "reference", "cpu", "triton"] = Field(
+        "auto", description="attention kernel; auto picks the fastest that can serve the model"
+    )
+    max_model_len: int | None = Field(
+        None, ge=16, description="tokens of prompt plus output; default is the model's own limit"
+    )
+    max_sequences: int = Field(64, ge=1, le=4096, description="requests computed at once")
+    max_step_tokens: int = Field(
+        2048, ge=16, le=65536, description="most tokens in one forward pass; bounds activation memory"
+    )
+    inter_token_target_ms: float = Field(
+        100.0, gt=0, description="prefill is cut into chunks so that a step stays below this"
+    )
+    block_size: int = Field(32, ge=1, le=256, description="tokens per KV block")
+    kv_cache_gib: float | None = Field(
+        None, gt=0, description="KV pool size; default fits max_sequences or what memory allows"
+    )
+    num_blocks: int | None = Field(None, ge=2, description="KV pool size in blocks, instead of GiB")
+    memory_fraction: Fraction = Field(0.9, description="share of free memory the engine may use")
+    prefix_caching: bool = Field(True, description="share KV blocks between equal prompt prefixes")
+    policy: Literal["fcfs", "priority", "deadline", "fair"] = Field(
+        "fcfs", description="who goes first when not all fit"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of the engine; default: cores")
+    worker: Literal["torch", "simulated"] = Field(
+        "torch", description="simulated serves made-up tokens at zero cost, to measure the rest"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that ships with the model")
+    allow_pickle: bool = Field(False, description="load weights that are not safetensors")
+    event_log: str | None = Field(None, description="file that records every scheduling decision")
+
+
+class ServerSettings(BaseModel):
+    """What the HTTP front end needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port")
+    served_model_name: str | None = Field(None, description="id in /v1/models; default: the model")
+    api_keys: tuple[str, ...] = Field((), description="when set, requests need one as bearer token")
+    max_queued_requests: int = Field(1024, ge=1, description="beyond this, 429")
+    max_queued_tokens: int = Field(4_194_304, ge=1, description="beyond this, 429")
+    max_body_bytes: int = Field(16_777_216, ge=1024, description="larger bodies get 413")
+    drain_seconds: float = Field(30.0, ge=0, description="grace for open streams on SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="logs")

@@ -1,0 +1,1 @@
+"""Measure any OpenAI-style server over HTTP. Never imports app or torch."""
