@@ -1,0 +1,94 @@
+"""The engine's one loop: inbox, plan, execute, commit, outbox.
+
+With overlap 0 (CPU) each step is planned, run and committed before the next is planned. With
+overlap 1 (GPU) the next step is planned and submitted while the last one runs:
+
+    overlap 0   plan 1 | run 1 | commit 1 | plan 2 | run 2 | commit 2
+    overlap 1   plan 1 | plan 2 | commit 1 | plan 3 | commit 2          (host)
+                       |     run 1     |     run 2    |   run 3         (device)
+
+Both give the same tokens: a decoding request gains exactly one token a step, so its next step can
+be planned before that token is known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from batching.core.scheduler import Scheduler
+from batching.core.types import FinishReason, TokenEvent
+from batching.engine.messages import FromEngine, StepOutput, Submit
+from batching.worker.protocol import Worker
+
+HEARTBEAT_SECONDS = 1.0
+
+
+class EngineLoop:
+    """Drives one scheduler and one worker. Single-threaded; owns neither clock nor transport.
+
+    `receive(timeout)` returns the `Submit`s that arrived, waiting up to `timeout` seconds for the
+    first; `send` hands a message to the front end.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        worker: Worker,
+        receive: Callable[[float], list[Submit]],
+        send: Callable[[FromEngine], None],
+        overlap: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._worker = worker
+        self._receive = receive
+        self._send = send
+        self._overlap = overlap
+        self._clock = clock
+        self._in_flight: deque[Any] = deque()
+
+    def run_forever(self) -> None:
+        """Serve until `receive` or the worker raises."""
+        while True:
+            self.run_once()
+
+    def run_once(self) -> None:
+        """Take in what arrived, advance by at most one step, and report what happened."""
+        busy = bool(self._in_flight) or self._scheduler.has_work
+        submits = self._receive(0.0 if busy else HEARTBEAT_SECONDS)
+        events = self._take_in(submits)
+        events += self._step()
+        if not (busy or submits):
+            self._scheduler.check_integrity()  # idle is the time to look for leaks
+        if events or not busy:
+            self._send(StepOutput(events, self._scheduler.stats()))
+
+    def _take_in(self, submits: list[Submit]) -> list[TokenEvent]:
+        events = []
+        for submit in submits:
+            for request in submit.requests:
+                try:
+                    self._scheduler.add(request, self._clock())
+                except ValueError as error:
+                    events.append(
+                        TokenEvent(request.id, finish=FinishReason.ERROR, error=str(error))
+                    )
+            for request_id in submit.aborts:
+                event = self._scheduler.abort(request_id, self._clock())
+                if event is not None:
+                    events.append(event)
+        return events
+
+    def _step(self) -> list[TokenEvent]:
+        plan = self._scheduler.plan(self._clock())
+        if plan is not None:
+            self._in_flight.append(self._worker.submit(plan))
+        if plan is None and not self._in_flight and self._scheduler.has_work:
+            raise RuntimeError("the scheduler has work, plans none, and waits for nothing")
+        if self._in_flight and (plan is None or len(self._in_flight) > self._overlap):
+            result = self._worker.wait(self._in_flight.popleft())
+            return self._scheduler.commit(result, self._clock())
+        return []

@@ -1,0 +1,146 @@
+"""A worker that computes nothing: deterministic tokens, and step times from a linear cost.
+
+It serves the twin (virtual clock: `sleep` does nothing), and measures everything that is not the
+model (real clock, zero cost).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from batching.core.types import StepPlan, StepResult, TokenLogprobs
+from batching.worker.protocol import Capabilities, UnsupportedModelError
+
+
+class StepCost(msgspec.Struct, frozen=True):
+    """Seconds of a step: fixed + per prefill token + per sequence + per context token read."""
+
+    fixed: float = 0.0
+    prefill_token: float = 0.0
+    sequence: float = 0.0
+    context_token: float = 0.0
+
+    def seconds(self, plan: StepPlan) -> float:
+        """The time one plan takes."""
+        prefill = sum(s.count for s in plan.sequences if s.count > 1)
+        context = sum(s.start + s.count for s in plan.sequences)
+        return (
+            self.fixed
+            + self.prefill_token * prefill
+            + self.sequence * len(plan.sequences)
+            + self.context_token * context
+        )
+
+
+@dataclass
+class _Row:
+    """What the worker remembers of a slot."""
+
+    seed: int
+    tokens: list[int]
+    prompt_length: int
+    logprobs: bool
+    prompt_logprobs: bool
+
+
+def simulated_token(seed: int, position: int, vocab_size: int) -> int:
+    """The token at `position`: a hash, so that a resumed or preempted request continues exactly."""
+    return zlib.crc32(position.to_bytes(8, "little"), seed) % vocab_size
+
+
+class SimulatedWorker:
+    """Implements `batching.worker.protocol.Worker` without a model."""
+
+    def __init__(
+        self,
+        capabilities: Capabilities,
+        cost: StepCost | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._capabilities = capabilities
+        self._cost = cost or StepCost()
+        self._sleep = sleep
+        self._rows: dict[int, _Row] = {}
+
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def submit(self, plan: StepPlan) -> StepPlan:
+        return plan
+
+    def wait(self, handle: StepPlan) -> StepResult:
+        """Sleep for the step's cost, then return its tokens."""
+        seconds = self._cost.seconds(handle)
+        if seconds > 0:
+            self._sleep(seconds)
+        for init in handle.inits:
+            packed = b"".join(t.to_bytes(8, "little") for t in init.tokens[: init.prompt_length])
+            self._rows[init.slot] = _Row(
+                zlib.crc32(packed, init.params.seed & 0xFFFFFFFF),
+                list(init.tokens),
+                init.prompt_length,
+                init.params.logprobs is not None,
+                init.params.prompt_logprobs is not None,
+            )
+        tokens: list[int] = []
+        logprobs: list[TokenLogprobs | None] = []
+        prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        for sequence in handle.sequences:
+            row, end = self._rows[sequence.slot], sequence.start + sequence.count
+            if row.prompt_logprobs and sequence.start + 1 < row.prompt_length:
+                known = row.tokens[sequence.start + 1 : min(end + 1, row.prompt_length)]
+                prompt_logprobs[sequence.slot] = [_certain(t) for t in known]
+            if sequence.sample:
+                token = simulated_token(row.seed, end, self._capabilities.vocab_size)
+                row.tokens[end:] = [token]
+                tokens.append(token)
+                logprobs.append(_certain(token) if row.logprobs else None)
+        some = tuple(logprobs) if any(logprobs) else ()
+        return StepResult(handle.step, tuple(tokens), seconds, some, prompt_logprobs)
+
+    def close(self) -> None:
+        self._rows.clear()
+
+
+def _certain(token: int) -> TokenLogprobs:
+    return TokenLogprobs(token, 0.0, 1, ((token, 0.0),))
+
+
+def folder_capabilities(
+    folder: str,
+    *,
+    num_blocks: int,
+    block_size: int,
+    max_sequences: int,
+    max_step_tokens: int,
+    max_model_len: int | None,
+) -> Capabilities:
+    """Capabilities of a simulated model with the vocabulary and context of a real one's folder.
+
+    Raises `UnsupportedModelError` if the folder has no usable config.json.
+    """
+    try:
+        config = json.loads((Path(folder) / "config.json").read_bytes())
+        vocab_size = int(config["vocab_size"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(f"cannot read {folder}/config.json: {error}") from error
+    return Capabilities(
+        model=folder,
+        architecture="simulated",
+        vocab_size=vocab_size,
+        max_model_len=max_model_len or int(config.get("max_position_embeddings", 2048)),
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_sequences=max_sequences,
+        max_step_tokens=max_step_tokens,
+        dtype="none",
+        device="none",
+        attention="none",
+    )

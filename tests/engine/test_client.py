@@ -1,0 +1,127 @@
+"""The asyncio client against a real engine child running the simulated worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
+from batching.engine.client import EngineClient, EngineDeadError, EngineStartError, RequestStream
+from batching.worker.simulated import simulated_token
+from config.settings import EngineSettings
+
+
+@pytest.fixture
+async def engine(settings: EngineSettings) -> AsyncIterator[EngineClient]:
+    client = EngineClient(settings)
+    await client.start()
+    yield client
+    await client.close()
+
+
+def request(name: str, prompt: list[int], max_tokens: int) -> Request:
+    return Request(name, prompt, SamplingParams(max_tokens=max_tokens), time.monotonic())
+
+
+async def collect(stream: RequestStream) -> tuple[list[int], TokenEvent]:
+    tokens: list[int] = []
+    async for event in stream:
+        tokens += event.tokens
+    return tokens, event
+
+
+async def until_idle(engine: EngineClient) -> None:
+    """Wait until the engine reports that nothing runs, waits or holds a block."""
+    for _ in range(500):
+        s = engine.stats
+        if s.steps and not (s.running or s.waiting or s.blocks_used):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"the engine kept work or blocks: {engine.stats}")
+
+
+async def test_concurrent_requests_get_their_own_tokens(engine: EngineClient) -> None:
+    alone = [await collect(engine.submit(request(f"a{i}", [i] * 40, 20))) for i in range(8)]
+    crowd = await asyncio.gather(
+        *(collect(engine.submit(request(f"b{i}", [i] * 40, 20))) for i in range(8))
+    )
+    for (tokens_alone, _), (tokens, last) in zip(alone, crowd, strict=True):
+        assert tokens == tokens_alone
+        assert len(tokens) == 20
+        assert last.finish is FinishReason.LENGTH
+        assert last.timing is not None
+        timing = last.timing
+        assert timing.arrival <= timing.scheduled <= timing.first_token <= timing.finished
+    assert len({tuple(tokens) for tokens, _ in crowd}) == 8
+    await until_idle(engine)
+
+
+async def test_a_resumed_request_continues_exactly(engine: EngineClient) -> None:
+    whole, _ = await collect(engine.submit(request("whole", [5, 6], 12)))
+    rest = Request(
+        "rest", [5, 6], SamplingParams(max_tokens=12), time.monotonic(), generated=whole[:7]
+    )
+    tokens, last = await collect(engine.submit(rest))
+    assert tokens == whole[7:]
+    assert last.finish is FinishReason.LENGTH
+
+
+async def test_cancel_ends_the_stream_and_frees_everything(engine: EngineClient) -> None:
+    stream = engine.submit(request("gone", [1, 2, 3], 250))
+    first = await anext(stream)
+    assert first.tokens
+    stream.cancel()
+    stream.cancel()
+    remaining = [event async for event in stream]
+    assert remaining[-1].finish is FinishReason.ABORT
+    await until_idle(engine)
+
+
+async def test_an_unservable_request_fails_alone(engine: EngineClient) -> None:
+    good = engine.submit(request("good", [1], 5))
+    _, last = await collect(engine.submit(request("long", [1] * 300, 5)))
+    assert last.finish is FinishReason.ERROR
+    assert last.error
+    tokens, _ = await collect(good)
+    assert len(tokens) == 5
+
+
+async def test_slow_reader_gets_one_merged_event(engine: EngineClient) -> None:
+    stream = engine.submit(request("slow", [9], 30))
+    await until_idle(engine)
+    events = [event async for event in stream]
+    assert len(events) == 1
+    assert len(events[0].tokens) == 30
+    assert events[0].cached_tokens == 0
+
+
+async def test_a_killed_engine_fails_its_streams(settings: EngineSettings) -> None:
+    client = EngineClient(settings)
+    await client.start()
+    stream = client.submit(request("open", [1], 10))
+    assert client._process is not None
+    client._process.kill()
+    with pytest.raises(EngineDeadError):
+        while True:
+            await anext(stream)
+    assert not client.alive
+    with pytest.raises(EngineDeadError):
+        client.submit(request("late", [1], 1))
+    await client.close()
+
+
+async def test_a_bad_model_folder_is_a_clear_start_error(tmp_path: Path) -> None:
+    client = EngineClient(EngineSettings(model=str(tmp_path), worker="simulated"))
+    with pytest.raises(EngineStartError, match=r"config\.json"):
+        await client.start()
+
+
+def test_simulated_tokens_depend_on_position_and_prompt_only() -> None:
+    tokens = [simulated_token(7, position, 50) for position in range(100)]
+    assert tokens == [simulated_token(7, position, 50) for position in range(100)]
+    assert len(set(tokens)) > 30
+    assert all(0 <= token < 50 for token in tokens)
