@@ -1,0 +1,1 @@
+"""The built-in model: its corpus generator, training script, evaluation and weights."""

@@ -1,0 +1,1 @@
+"""The project's own text: seeded generators, one file per family, standard library only."""

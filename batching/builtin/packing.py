@@ -1,0 +1,91 @@
+"""From documents to rows of token ids that waste next to nothing.
+
+Whole documents are packed (first fit, longest first) into rows of fixed length, so an answer is
+never cut off from its question. Attention crosses document borders inside a row: the
+end-of-text token tells the model that what came before is over.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+
+from .corpus.chatml import END_OF_TEXT
+from .corpus.mix import documents
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`ids` int64 [rows, length]; `learned` bool [rows, length], true for tokens to predict."""
+
+    ids: torch.Tensor
+    learned: torch.Tensor
+
+
+Encoded = tuple[list[int], list[bool]]
+
+
+def encode(tokenizer: Tokenizer, seed: int, count: int, *, long: bool) -> list[Encoded]:
+    """Token ids and learned flags of `count` documents."""
+    drawn = list(itertools.islice(documents(seed, long=long), count))
+    texts = [text for document in drawn for text, _ in document]
+    pieces = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    encoded: list[Encoded] = []
+    for document in drawn:
+        ids: list[int] = []
+        learned: list[bool] = []
+        for _, flag in document:
+            span = next(pieces).ids
+            ids += span
+            learned += [flag] * len(span)
+        encoded.append((ids, learned))
+    return encoded
+
+
+def pack(encoded: list[Encoded], length: int) -> list[list[Encoded]]:
+    """First-fit-decreasing bins of at most `length` tokens; longer documents are left out."""
+    bins: list[list[Encoded]] = []
+    free: list[int] = []
+    for document in sorted(encoded, key=lambda d: len(d[0]), reverse=True):
+        size = len(document[0])
+        if size > length:
+            continue
+        for i, room in enumerate(free):
+            if size <= room:
+                bins[i].append(document)
+                free[i] -= size
+                break
+        else:
+            bins.append([document])
+            free.append(length - size)
+    return bins
+
+
+def batches(
+    tokenizer: Tokenizer, seed: int, rows: int, length: int, *, long: bool = False
+) -> Iterator[Batch]:
+    """Endless batches of `rows` rows of `length` tokens, the same for the same seed."""
+    pad = tokenizer.token_to_id(END_OF_TEXT)
+    rng = Random(seed)
+    waiting: list[list[Encoded]] = []
+    for chunk in itertools.count():
+        count = 128 if long else 2000
+        waiting += pack(encode(tokenizer, seed * 1_000_003 + chunk, count, long=long), length)
+        rng.shuffle(waiting)
+        while len(waiting) >= rows:
+            yield _batch([waiting.pop() for _ in range(rows)], length, pad, rng)
+
+
+def _batch(bins: list[list[Encoded]], length: int, pad: int, rng: Random) -> Batch:
+    ids = torch.full((len(bins), length), pad)
+    learned = torch.zeros(len(bins), length, dtype=torch.bool)
+    for row, documents_ in enumerate(bins):
+        rng.shuffle(documents_)
+        flat = [token for tokens, _ in documents_ for token in tokens]
+        flags = [flag for _, flags_ in documents_ for flag in flags_]
+        ids[row, : len(flat)] = torch.tensor(flat)
+        learned[row, : len(flat)] = torch.tensor(flags)
+    return Batch(ids, learned)
