@@ -7,10 +7,13 @@ sequence's pages, causally.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+from batching.worker.protocol import UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,39 @@ class AttentionBackend(Protocol):
         `query` [tokens, heads, head_dim]; inputs may be strided views with a contiguous last
         dimension. Returns [tokens, heads, head_dim] in the query's dtype.
         """
+
+
+# Backends by name, as "module:class", built as class(device), which raises ImportError or OSError
+# where it cannot be. "auto" takes the first of the device's list that refuses no layer.
+BACKENDS = {
+    "reference": "batching.worker.attention_reference:ReferenceAttention",
+}
+PREFERRED = {"cpu": ("reference",)}
+FALLBACK = ("reference",)
+
+
+def choose_backend(
+    name: str, device: torch.device, specs: list[LayerSpec], dtype: torch.dtype
+) -> AttentionBackend:
+    """The backend of that name, or for "auto" the fastest that can serve all layers.
+
+    Raises `UnsupportedModelError` with every candidate's reason if none can.
+    """
+    names = PREFERRED.get(device.type, FALLBACK) if name == "auto" else (name,)
+    reasons = []
+    for candidate in names:
+        try:
+            backend = _build(candidate, device)
+        except (ImportError, OSError, KeyError) as error:
+            reasons.append(f"{candidate}: {error}")
+            continue
+        refusals = {backend.refuses(spec, dtype) for spec in specs} - {None}
+        if not refusals:
+            return backend
+        reasons.append(f"{candidate}: {', '.join(sorted(map(str, refusals)))}")
+    raise UnsupportedModelError("no attention backend can serve the model: " + "; ".join(reasons))
+
+
+def _build(name: str, device: torch.device) -> AttentionBackend:
+    module, _, cls = BACKENDS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)(device)

@@ -30,6 +30,27 @@ class UnsupportedModelError(ValueError):
     """The model needs something this worker cannot do exactly; the message names it."""
 
 
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """What the torch worker is told. Fields and meanings are those of the engine's settings."""
+
+    model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    quantization: str = "none"
+    attention: str = "auto"
+    max_model_len: int | None = None
+    max_sequences: int = 64
+    max_step_tokens: int = 2048
+    block_size: int = 32
+    kv_cache_gib: float | None = None
+    num_blocks: int | None = None
+    memory_fraction: float = 0.9
+    threads: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
 class Capabilities(msgspec.Struct, frozen=True):
     """What a loaded worker offers. Known once the model and its KV pool stand."""
 

@@ -1,0 +1,145 @@
+"""Start-up: from a configuration to a model bound to its KV pages, with the time of each phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from batching.worker.attention import AttentionBackend, LayerSpec, choose_backend
+from batching.worker.device import choose_device, free_bytes
+from batching.worker.kv_pool import block_bytes, choose_num_blocks
+from batching.worker.load import load_model
+from batching.worker.model import PackedModel
+from batching.worker.probe import PROBE_TOKENS, Probe, freeze_rope, rope_limit
+from batching.worker.protocol import Capabilities, UnsupportedModelError, WorkerConfig
+
+
+class Phases:
+    """Reports start-up phases as they begin, and keeps the seconds that each took."""
+
+    def __init__(self, progress: Callable[[str, float], None]) -> None:
+        self.report = progress
+        self.seconds: dict[str, float] = {}
+        self._name = ""
+        self._start = 0.0
+
+    def begin(self, name: str) -> None:
+        """End the phase that runs, and begin one of this name."""
+        self.end()
+        self._name, self._start = name, time.perf_counter()
+        self.report(name, 0.0)
+
+    def end(self) -> None:
+        """End the phase that runs, if any."""
+        if self._name:
+            self.seconds[self._name] = time.perf_counter() - self._start
+        self._name = ""
+
+
+@dataclass
+class Assembled:
+    """A model ready to run steps."""
+
+    model: PackedModel
+    backend: AttentionBackend
+    specs: list[LayerSpec]
+    device: torch.device
+    capabilities: Capabilities
+
+
+def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
+    """Load, check and bind a model. Raises `UnsupportedModelError` if it cannot be served."""
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.quantization != "none":
+        raise UnsupportedModelError(f"quantization {config.quantization} is not supported")
+    phases.begin("weights")
+    model = load_model(config, device, phases.report)
+    text_config = model.config.get_text_config(decoder=True)
+    max_model_len = choose_max_model_len(config.max_model_len, text_config, rope_limit(model))
+    freeze_rope(model)
+    packed = PackedModel(model)
+    phases.begin("kernels")
+    is_cpu = device.type == "cpu"
+    probe_tokens = PROBE_TOKENS if is_cpu else min(config.max_step_tokens, max_model_len)
+    probe, activation_bytes = _probe(model, packed, max_model_len, probe_tokens, config)
+    backend = choose_backend(config.attention, device, probe.specs, model.dtype)
+    phases.begin("kv")
+    each = block_bytes(backend, probe.specs, config.block_size, model.dtype)
+    free = free_bytes(device) - activation_bytes
+    blocks = choose_num_blocks(config, max_model_len, each, free, is_cpu=is_cpu)
+    pages = [backend.allocate(s, blocks, config.block_size, model.dtype) for s in probe.specs]
+    packed.bind(probe.modules, probe.specs, backend, pages)
+    capabilities = Capabilities(
+        model=config.model,
+        architecture=type(model).__name__,
+        vocab_size=text_config.vocab_size,
+        max_model_len=max_model_len,
+        num_blocks=blocks,
+        block_size=config.block_size,
+        max_sequences=config.max_sequences,
+        max_step_tokens=config.max_step_tokens,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(device),
+        attention=backend.name,
+        eos_token_ids=end_tokens(model),
+        overlap=0 if is_cpu else 1,
+        weight_bytes=sum(p.nbytes for p in model.parameters()),
+        kv_bytes=blocks * each,
+        phases=phases.seconds,
+    )
+    return Assembled(packed, backend, probe.specs, device, capabilities)
+
+
+def _probe(
+    model: Any, packed: PackedModel, max_model_len: int, tokens: int, config: WorkerConfig
+) -> tuple[Probe, int]:
+    """The probe, and the bytes that a step takes beyond weights (0 on the CPU: not measured)."""
+    with torch.inference_mode():
+        if model.device.type == "cpu":
+            return Probe(model, max_model_len, tokens), 0
+        torch.accelerator.reset_peak_memory_stats(model.device)
+        before = torch.accelerator.memory_allocated(model.device)
+        probe = Probe(model, max_model_len, tokens)
+        width = model.get_input_embeddings().weight.shape[1]
+        packed.logits(
+            torch.zeros(config.max_sequences, width, dtype=model.dtype, device=model.device)
+        )
+        return probe, torch.accelerator.max_memory_allocated(model.device) - before
+
+
+def choose_max_model_len(requested: int | None, text_config: Any, rope: int | None) -> int:
+    """The longest sequence served: what was asked for, or the most that the model computes exactly.
+
+    Raises `UnsupportedModelError` if more was asked for.
+    """
+    limits = {"its maximum position": getattr(text_config, "max_position_embeddings", None)}
+    limits["what it computes before its rotary frequencies change"] = rope
+    known = {reason: limit for reason, limit in limits.items() if limit is not None}
+    kind = text_config.model_type
+    if not known:
+        if requested is None:
+            raise UnsupportedModelError(f"{kind}: no maximum length known; set max_model_len")
+        return requested
+    reason, limit = min(known.items(), key=lambda item: item[1])
+    if requested is not None and requested > limit:
+        raise UnsupportedModelError(f"{kind}: max_model_len {requested} exceeds {reason}, {limit}")
+    return requested or limit
+
+
+def end_tokens(model: Any) -> tuple[int, ...]:
+    """The token ids that end a text: those of the generation config, else of the model's config."""
+    for config in (
+        model.generation_config,
+        model.config,
+        model.config.get_text_config(decoder=True),
+    ):
+        ids = getattr(config, "eos_token_id", None)
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+    return ()

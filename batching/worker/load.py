@@ -1,0 +1,125 @@
+"""Loads a causal language model's weights with transformers, reporting progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from batching.worker.device import has_fast_bfloat16
+from batching.worker.model import ATTENTION_NAME
+from batching.worker.probe import refuse_by_config
+from batching.worker.protocol import UnsupportedModelError, WorkerConfig
+
+Progress = Callable[[str, float], None]
+REPORTS = 50  # progress messages per loading bar, at most
+
+
+def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -> Any:
+    """A transformers causal LM in eval mode on `device`, its attention set to ours.
+
+    Raises `UnsupportedModelError` if the folder cannot be loaded completely, or holds an
+    architecture that is refused by its configuration.
+    """
+    try:
+        model_config = AutoConfig.from_pretrained(
+            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+        refuse_by_config(model_config, model_config.get_text_config(decoder=True))
+        dtype = choose_dtype(config.dtype, model_config, device)
+        with _ReportedBars(progress):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                config.model,
+                revision=config.revision,
+                config=model_config,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=None if config.allow_pickle else True,
+                attn_implementation=ATTENTION_NAME,
+                output_loading_info=True,
+            )
+    except UnsupportedModelError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UnsupportedModelError(f"cannot load {config.model!r}: {error}") from error
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise UnsupportedModelError(
+            f"{config.model!r} lacks {len(absent)} weights of the model, such as {absent[0]}"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def choose_dtype(requested: str, model_config: Any, device: torch.device) -> torch.dtype:
+    """The dtype of weights and KV. "auto" is the checkpoint's, where the device is fast at it."""
+    if requested != "auto":
+        return getattr(torch, requested)
+    stored = getattr(model_config, "dtype", None)
+    stored = stored or getattr(model_config.get_text_config(decoder=True), "dtype", None)
+    if isinstance(stored, str):
+        stored = getattr(torch, stored)
+    if stored is None or stored == torch.float32:
+        return torch.float32
+    if device.type == "cpu":  # float16 is not fast on CPUs, and overflows where bfloat16 does not
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return stored
+
+
+class _ReportedBars:
+    """While entered, transformers' loading bars report to `progress` instead of the terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __enter__(self) -> None:
+        self._previous = transformers_logging.set_tqdm_hook(
+            lambda _factory, args, kwargs: _Bar(self._progress, *args, **kwargs)
+        )
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_tqdm_hook(self._previous)
+
+
+class _Bar:
+    """The part of tqdm's interface that transformers uses, as progress reports."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        iterable: Iterable[Any] = (),
+        total: float | None = None,
+        **_: Any,
+    ) -> None:
+        self._progress = progress
+        self._iterable = iterable
+        self._total = total or (len(iterable) if isinstance(iterable, Sized) else 0)
+        self._done = self._reported = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._iterable:
+            yield item
+            self.update()
+
+    def update(self, n: float = 1) -> None:
+        self._done += n
+        if self._total and self._done - self._reported >= self._total / REPORTS:
+            self._reported = self._done
+            self._progress("weights", min(1.0, self._done / self._total))
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._iterable = ()
+
+    def set_description(self, *_: object, **__: object) -> None: ...
+
+    def set_postfix(self, *_: object, **__: object) -> None: ...
+
+    def refresh(self) -> None: ...

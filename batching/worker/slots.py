@@ -1,0 +1,127 @@
+"""What the device remembers of each slot, and a step's packed inputs made from it.
+
+Token rows and block tables are persistent and updated in place; a plan names only what is new.
+Building a step's inputs is a fixed number of tensor operations over its sequences and tokens, and
+looks at no cached token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from batching.core.types import SlotInit, StepPlan
+from batching.worker.attention import AttentionMetadata
+
+
+@dataclass
+class StepInputs:
+    """One step's packed tokens, int64 [tokens], their positions, and the attention's geometry.
+
+    `last_rows` int64 [sequences]: each sequence's last packed token. `token_slots` and `ends` int64
+    [sequences]: the slot, and the position after its last token, where a sampled token goes.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    metadata: AttentionMetadata
+    last_rows: torch.Tensor
+    slots: torch.Tensor
+    ends: torch.Tensor
+
+
+class SlotTables:
+    """Token rows int32 [max_sequences, max_model_len + 1] and block tables int32."""
+
+    def __init__(
+        self, max_sequences: int, max_model_len: int, block_size: int, device: torch.device
+    ) -> None:
+        self._device = device
+        self._block_size = block_size
+        # One more token than a sequence may have: with overlap, a step past the end is computed
+        # before the end is known.
+        width = max_model_len + 1
+        self._rows = torch.zeros((max_sequences, width), dtype=torch.int32, device=device)
+        self._tables = torch.zeros(
+            (max_sequences, -(-width // block_size)), dtype=torch.int32, device=device
+        )
+        self._table_lengths = [0] * max_sequences
+
+    def begin(self, inits: Sequence[SlotInit]) -> None:
+        """Let each slot forget what it held, and take in its tokens."""
+        for init in inits:
+            self._table_lengths[init.slot] = 0
+            self._rows[init.slot, : len(init.tokens)] = self._upload(init.tokens, torch.int32)
+
+    def build(self, plan: StepPlan) -> StepInputs:
+        """The inputs of a plan whose inits were taken in; appends its new blocks first."""
+        self._append_blocks(plan)
+        sequences = plan.sequences
+        counts = [s.count for s in sequences]
+        max_query, max_context = max(counts), max(s.start + s.count for s in sequences)
+        slots, starts, lengths = self._upload(
+            [[s.slot for s in sequences], [s.start for s in sequences], counts], torch.int64
+        )
+        ends = starts + lengths
+        query_start = torch.zeros(len(sequences) + 1, dtype=torch.int32, device=self._device)
+        torch.cumsum(lengths, 0, dtype=torch.int32, out=query_start[1:])
+        if max_query == 1:
+            token_slots, positions = slots, starts
+        else:
+            token_slots, positions = self._spread(slots, starts, lengths, query_start, sum(counts))
+        width = -(-max_context // self._block_size)
+        block = self._tables[token_slots, positions // self._block_size].long()
+        metadata = AttentionMetadata(
+            query_start=query_start,
+            context=ends.int(),
+            block_tables=self._tables[:, :width].index_select(0, slots),
+            slot_mapping=block * self._block_size + positions % self._block_size,
+            block_size=self._block_size,
+            max_query=max_query,
+            max_context=max_context,
+        )
+        tokens = self._rows[token_slots, positions].long()
+        return StepInputs(tokens, positions, metadata, query_start[1:].long() - 1, slots, ends)
+
+    def append(self, slots: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Write sampled tokens, int64 [n], into the rows of their slots."""
+        self._rows[slots, positions] = tokens.int()
+
+    def tokens_at(self, slot: int, start: int, stop: int) -> torch.Tensor:
+        """Known tokens int64 [stop - start] of a slot."""
+        return self._rows[slot, start:stop].long()
+
+    def _append_blocks(self, plan: StepPlan) -> None:
+        rows: list[int] = []
+        columns: list[int] = []
+        blocks: list[int] = []
+        for sequence in plan.sequences:
+            if sequence.new_blocks:
+                length = self._table_lengths[sequence.slot]
+                added = len(sequence.new_blocks)
+                rows += [sequence.slot] * added
+                columns += range(length, length + added)
+                blocks += sequence.new_blocks
+                self._table_lengths[sequence.slot] = length + added
+        if blocks:
+            row, column, block = self._upload([rows, columns, blocks], torch.int64)
+            self._tables[row, column] = block.int()
+
+    def _spread(
+        self,
+        slots: torch.Tensor,
+        starts: torch.Tensor,
+        lengths: torch.Tensor,
+        query_start: torch.Tensor,
+        total: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slot and position of every packed token, int64 [total]."""
+        base = torch.stack([slots, starts - query_start[:-1]])
+        slot, offset = base.repeat_interleave(lengths, dim=1, output_size=total)
+        return slot, offset + torch.arange(total, device=self._device)
+
+    def _upload(self, values: list[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:
+        host = torch.tensor(values, dtype=dtype)
+        return host if self._device.type == "cpu" else host.to(self._device)
