@@ -1,0 +1,64 @@
+"""A step while it is planned, and then while it is in flight."""
+
+from __future__ import annotations
+
+from batching.core.cost_model import StepFeatures
+from batching.core.sequence import Sequence
+from batching.core.types import SequencePlan, SlotInit, StepPlan
+
+
+class Draft:
+    """The shares placed so far, the sequences they belong to, and what the step will cost."""
+
+    __slots__ = (
+        "_context", "_inits", "_pairs", "_prefill_tokens", "_shares", "epochs", "forecast", "plan",
+        "samples", "sequences", "shortage", "step",
+    )  # fmt: skip
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.sequences: list[Sequence] = []
+        self.epochs: list[int] = []  # the sequences' epochs when they were placed
+        self.samples = 0
+        self.shortage = False  # a decode lacked a block: no new sequences in this step
+        self.forecast = 0.0  # seconds
+        self.plan: StepPlan
+        self._inits: list[SlotInit] = []
+        self._shares: list[SequencePlan] = []
+        self._prefill_tokens = self._context = self._pairs = 0
+
+    def place(self, sequence: Sequence, count: int, new_blocks: tuple[int, ...]) -> None:
+        """Give the sequence a share of the step: its next `count` tokens."""
+        start = sequence.computed
+        end = start + count
+        sample = end == len(sequence.tokens) + sequence.pending < sequence.length_limit
+        if sequence.fresh:
+            sequence.fresh = False
+            new_blocks = tuple(sequence.blocks)
+            # A copy: the sequence goes on growing while the plan is sent and logged.
+            tokens = list(sequence.tokens)
+            params = sequence.request.params
+            self._inits.append(
+                SlotInit(sequence.slot, sequence.id, tokens, sequence.prompt_length, params)
+            )
+        self._shares.append(SequencePlan(sequence.slot, start, count, sample, new_blocks))
+        self.sequences.append(sequence)
+        self.epochs.append(sequence.epoch)
+        self._context += end
+        if count > 1:
+            self._prefill_tokens += count
+            self._pairs += count * (start + end) // 2
+        if sample:
+            sequence.pending += 1
+            self.samples += 1
+        sequence.computed = end
+        sequence.last_step = self.step
+
+    def features(self) -> StepFeatures:
+        """What `StepFeatures.of` would say of the shares so far, without going over them."""
+        return StepFeatures(self._prefill_tokens, len(self._shares), self._context, self._pairs)
+
+    def seal(self) -> StepPlan:
+        """The finished plan."""
+        self.plan = StepPlan(self.step, tuple(self._inits), tuple(self._shares))
+        return self.plan

@@ -1,0 +1,172 @@
+"""Who holds slots and KV blocks: admission, growth, preemption, release.
+
+Ownership changes hands only here. What a sequence loses while an uncommitted plan touches it waits
+in quarantine, because the worker still reads and writes it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from operator import attrgetter
+
+from batching.core.admission import OutputForecast, future_peak
+from batching.core.blocks import BlockPool, IntegrityError
+from batching.core.policy import WaitingQueue
+from batching.core.sequence import Sequence
+from batching.core.types import Limits
+
+_key = attrgetter("key")
+_RETRY_STEPS = 16  # a refused head is priced again after this many steps, or when blocks return
+
+
+class Residents:
+    """The running sequences, in policy order, and the pool they live in."""
+
+    def __init__(self, limits: Limits, waiting: WaitingQueue) -> None:
+        self.pool = BlockPool(limits.num_blocks, limits.block_size)
+        self.output_forecast = OutputForecast()
+        self.running: list[Sequence] = []  # the last is preempted first
+        self.committed = -1  # the last step whose result is known
+        self.preemptions = 0
+        self.queries = 0  # tokens looked up in the prefix cache
+        self.hits = 0  # tokens found there
+        self._limits = limits
+        self._waiting = waiting
+        self._quarantine: list[tuple[int, int, list[int]]] = []  # (last step, slot, blocks)
+        # Every decode must fit into every step, hence never more slots than tokens in a step.
+        slots = min(limits.max_sequences, limits.max_step_tokens)
+        self._slots = list(range(slots - 1, -1, -1))
+        self._refused: tuple[Sequence, int] | None = None  # head without room; when to retry
+
+    def admit(self, head: Sequence, step: int) -> int | None:
+        """Move the queue's head into a slot, with blocks for all its tokens, if there is room.
+
+        Returns the tokens found in the prefix cache; None if there is no room in this `step`.
+        """
+        if not self._slots:
+            return None
+        if self._refused is not None:
+            # A lookup costs time in proportion to the prompt: not in every step.
+            refused, retry = self._refused
+            if refused is head and step < retry:
+                return None
+        pool, size, length = self.pool, self._limits.block_size, len(head.tokens)
+        hits: list[int] = []
+        chain = head.chain
+        lookup = self._limits.prefix_caching and not head.wants_prompt_logprobs()
+        if lookup:
+            # One token stays to be computed, for the logits.
+            hits, chain = pool.lookup(head.tokens, head.request.salt, (length - 1) // size)
+        fresh = -(-length // size) - len(hits)
+        taken = fresh + pool.unowned(hits)
+        if taken > pool.free or (self.running and self._peak_with(head, taken) > pool.num_blocks):
+            self._refused = (head, step + _RETRY_STEPS)
+            return None
+        pool.acquire(hits)
+        self._waiting.remove(head)
+        head.admit(self._slots.pop(), hits + pool.allocate(fresh), len(hits), chain, size)
+        head.shared_blocks = len(head.blocks) - taken
+        insort(self.running, head, key=_key)
+        if lookup:
+            self.queries += length
+            self.hits += len(hits) * size
+        return len(hits) * size
+
+    def _peak_with(self, head: Sequence, taken: int) -> int:
+        """Estimated future peak of owned blocks if `head` entered with `taken` blocks."""
+        candidates = [(self._growth(s, len(s.blocks)), len(s.blocks) - s.shared_blocks)
+                      for s in self.running]  # fmt: skip
+        table = -(-len(head.tokens) // self._limits.block_size)
+        candidates.append((self._growth(head, table), taken))
+        return future_peak(candidates)
+
+    def _growth(self, sequence: Sequence, table: int) -> int:
+        """Blocks the sequence is expected to need beyond the `table` it has."""
+        length = len(sequence.tokens)
+        final = length + self.output_forecast.remaining(sequence.length_limit - length)
+        blocks = -(-min(final, sequence.compute_limit) // self._limits.block_size)
+        return max(0, blocks - table)
+
+    def grow(self, sequence: Sequence) -> tuple[int, ...]:
+        """Give the sequence one more block (one must be free)."""
+        blocks = tuple(self.pool.allocate(1))
+        sequence.blocks += blocks
+        return blocks
+
+    def make_room(self, sequence: Sequence) -> bool:
+        """Preempt from the end of the order until a block is free; False: not in this step.
+
+        Only the tail is preempted, so nothing already placed in this step loses its blocks, and
+        the first sequence always goes on: it can finish even if all others must wait.
+        """
+        while not self.pool.free:
+            if self._quarantine:
+                return False  # blocks return with the next commit; preempting more is premature
+            victim = self.running.pop()
+            self._release(victim)
+            victim.preemptions += 1
+            self.preemptions += 1
+            self.output_forecast.preempted()
+            self._waiting.push(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def register(self, sequence: Sequence) -> None:
+        """Offer blocks to the prefix cache whose tokens are all known and computed by a plan.
+
+        Not only by a committed one: steps run in order and write KV before they read it, so who
+        hits the block reads what that plan writes. Sequences that arrive together share a prefix.
+        """
+        if not self._limits.prefix_caching:
+            return
+        size = self._limits.block_size
+        full = min(sequence.computed, len(sequence.tokens)) // size
+        while sequence.registered < full:
+            index = sequence.registered
+            tokens = sequence.tokens[index * size : (index + 1) * size]
+            sequence.chain = self.pool.register(sequence.blocks[index], sequence.chain, tokens)
+            sequence.registered += 1
+
+    def evict(self, sequence: Sequence) -> None:
+        """Take slot and blocks from a running sequence."""
+        del self.running[bisect_left(self.running, sequence.key, key=_key)]
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Take slot and blocks from a sequence, now or when its last plan is committed."""
+        self._quarantine.append((sequence.last_step, sequence.slot, sequence.blocks))
+        sequence.leave()
+        self.release_quarantine()
+
+    def release_quarantine(self) -> None:
+        """Free what no uncommitted plan touches any more."""
+        if not self._quarantine:
+            return
+        waiting = []
+        for step, slot, blocks in self._quarantine:
+            if step > self.committed:
+                waiting.append((step, slot, blocks))
+                continue
+            self.pool.release(blocks)
+            self._slots.append(slot)
+            self._refused = None
+        self._quarantine = waiting
+
+    def check(self) -> None:
+        """Verify the books of blocks and slots. O(blocks + sequences).
+
+        Raises:
+            IntegrityError: naming the first contradiction found.
+        """
+        held = [blocks for _, _, blocks in self._quarantine]
+        self.pool.check([s.blocks for s in self.running] + held)
+        slots = [*self._slots, *(s.slot for s in self.running)]
+        slots += [slot for _, slot, _ in self._quarantine]
+        total = min(self._limits.max_sequences, self._limits.max_step_tokens)
+        if sorted(slots) != list(range(total)):
+            raise IntegrityError(f"slots are lost or owned twice: {sorted(slots)}")
+        if [s.key for s in self.running] != sorted(s.key for s in self.running):
+            raise IntegrityError("running sequences are out of order")
+        if any(step <= self.committed for step, _, _ in self._quarantine):
+            raise IntegrityError("a committed step's blocks are still in quarantine")
