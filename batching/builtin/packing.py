@@ -69,6 +69,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches of `rows` rows of `length` tokens, the same for the same seed."""
     pad = tokenizer.token_to_id(END_OF_TEXT)
+    if pad is None:
+        raise ValueError(f"the tokenizer has no {END_OF_TEXT} token")
     rng = Random(seed)
     waiting: list[list[Encoded]] = []
     for chunk in itertools.count():
