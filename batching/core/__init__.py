@@ -1,1 +1,1 @@
-"""The pure heart: requests, KV blocks, scheduler, cost model. No torch, clock, randomness or I/O."""
+"""The pure heart: requests, KV blocks, scheduler, cost model. No torch, clock, chance or I/O."""

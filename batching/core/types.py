@@ -2,7 +2,8 @@
 
 All are `msgspec.Struct`s, so the same definition is the in-process value, the wire format between
 the front end and the engine child, and the line in the event log. Times are seconds on one
-monotonic clock (`time.monotonic()`, which on one machine all processes share).
+monotonic clock (`time.monotonic()`, which on one machine all processes share). Those made by the
+thousand are kept out of Python's cycle collector (`gc=False`): none can be part of a cycle.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class SlotInit(msgspec.Struct, frozen=True, array_like=True):
     params: SamplingParams
 
 
-class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
+class SequencePlan(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One sequence's share of a step: compute `count` tokens from position `start`.
 
     The tokens are those at positions start … start+count-1 of the slot's token row; the worker
@@ -105,7 +106,7 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
         return sum(s.count for s in self.sequences)
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Log-probabilities at one position, of the model's raw distribution (before penalties).
 
     `top` holds (token id, logprob) of the k most likely, most likely first; the sampled token is
@@ -134,8 +135,11 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
 
-class Timing(msgspec.Struct, frozen=True, array_like=True):
-    """When things happened to one request (monotonic seconds), sent with its last event."""
+class Timing(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """When things happened to one request (monotonic seconds), sent with its last event.
+
+    `scheduled` and `first_token` are 0 if the request ended before.
+    """
 
     arrival: float
     scheduled: float  # first step that contained it
@@ -144,7 +148,7 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
     preemptions: int = 0
 
 
-class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """News of one request: tokens it gained in a step, or its end.
 
     `cached_tokens` comes with the first event: prompt tokens found in the prefix cache.
