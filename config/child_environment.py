@@ -24,5 +24,9 @@ def available_cores() -> int:
 
 def child_environment(threads: int | None) -> dict[str, str]:
     """This process's environment with OpenMP settings added; the user's own ones win."""
-    ours = {"OMP_NUM_THREADS": str(threads or available_cores()), "TOKENIZERS_PARALLELISM": "false", **_SPIN}
+    ours = {
+        "OMP_NUM_THREADS": str(threads or available_cores()),
+        "TOKENIZERS_PARALLELISM": "false",
+        **_SPIN,
+    }
     return ours | dict(os.environ)

@@ -1,4 +1,4 @@
-"""Every setting, once: flags, `SLIPSTREAM_…` environment variables and a YAML file share this schema.
+"""Every setting, once: flags, `SLIPSTREAM_…` variables and a YAML file share this schema.
 
 Few knobs, and behaviour is good with none set. Each field says its unit, its bound and why one
 would change it; `slipstream serve --help` prints exactly these descriptions.
@@ -21,26 +21,26 @@ class EngineSettings(BaseModel):
     model: str = Field("", description="local folder or hub id; empty is the built-in model")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="weights and KV; auto takes the checkpoint's where the device is fast at it"
+        "auto", description="weights and KV; auto: the checkpoint's, if fast here"
     )
     device: Literal["auto", "cpu", "cuda", "xpu"] = Field("auto", description="auto prefers a GPU")
     quantization: Literal["none", "int8"] = Field("none", description="quantize weights at load")
     attention: Literal["auto", "reference", "cpu", "triton"] = Field(
-        "auto", description="attention kernel; auto picks the fastest that can serve the model"
+        "auto", description="auto picks the fastest that can serve the model"
     )
     max_model_len: int | None = Field(
-        None, ge=16, description="tokens of prompt plus output; default is the model's own limit"
+        None, ge=16, description="prompt plus output tokens; default: the model's limit"
     )
     max_sequences: int = Field(64, ge=1, le=4096, description="requests computed at once")
     max_step_tokens: int = Field(
-        2048, ge=16, le=65536, description="most tokens in one forward pass; bounds activation memory"
+        2048, ge=16, le=65536, description="most tokens in one forward pass (activation memory)"
     )
     inter_token_target_ms: float = Field(
-        100.0, gt=0, description="prefill is cut into chunks so that a step stays below this"
+        100.0, gt=0, description="prefill is cut in chunks to keep a step below this"
     )
     block_size: int = Field(32, ge=1, le=256, description="tokens per KV block")
     kv_cache_gib: float | None = Field(
-        None, gt=0, description="KV pool size; default fits max_sequences or what memory allows"
+        None, gt=0, description="KV pool; default: for max_sequences, if it fits"
     )
     num_blocks: int | None = Field(None, ge=2, description="KV pool size in blocks, instead of GiB")
     memory_fraction: Fraction = Field(0.9, description="share of free memory the engine may use")
@@ -50,7 +50,7 @@ class EngineSettings(BaseModel):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; default: cores")
     worker: Literal["torch", "simulated"] = Field(
-        "torch", description="simulated serves made-up tokens at zero cost, to measure the rest"
+        "torch", description="simulated makes up tokens, to measure the rest"
     )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model")
     allow_pickle: bool = Field(False, description="load weights that are not safetensors")

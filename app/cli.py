@@ -1,0 +1,84 @@
+"""The `slipstream` command. Imports lazily, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from config.settings import EngineSettings, ServerSettings
+
+_USAGE = """\
+usage: slipstream COMMAND [flags]
+
+  serve [MODEL]   serve a model over HTTP (default: the built-in model)
+  bench           measure an OpenAI-style server
+  --version       print the version
+
+`slipstream COMMAND --help` lists a command's flags."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 2 for wrong usage or settings."""
+    typed = sys.argv[1:] if arguments is None else list(arguments)
+    command, *rest = typed or ["--help"]
+    match command:
+        case "serve":
+            return _serve(rest)
+        case "bench":
+            from loadtest.cli import main as bench
+
+            return bench(rest)
+        case "--version" | "-V" | "version":
+            from importlib.metadata import version
+
+            print(f"slipstream {version('slipstream')}")
+            return 0
+        case "--help" | "-h" | "help":
+            print(_USAGE)
+            return 0
+    return _complain("slipstream", f"there is no command {command!r} (see slipstream --help)")
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from app.model_source import ModelSourceError
+    from config.flags import ServeParser
+    from config.load import SettingsError, load_settings
+
+    flags = vars(ServeParser().parse_args(arguments))
+    try:
+        engine, server = _with_model(*load_settings(flags))
+    except (SettingsError, ModelSourceError) as error:
+        return _complain("slipstream serve", str(error))
+    from app.server import serve
+
+    return serve(engine, server)
+
+
+def _with_model(
+    engine: EngineSettings, server: ServerSettings
+) -> tuple[EngineSettings, ServerSettings]:
+    """Settings with the model's folder and public name filled in."""
+    from app.model_source import find_model
+
+    source = find_model(
+        engine.model,
+        engine.revision,
+        trust_remote_code=engine.trust_remote_code,
+        allow_pickle=engine.allow_pickle,
+    )
+    name = server.served_model_name or source.name
+    return (
+        engine.model_copy(update={"model": str(source.folder)}),
+        server.model_copy(update={"served_model_name": name}),
+    )
+
+
+def _complain(program: str, message: str) -> int:
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What the operator sees while a server starts: progress lines, then a summary. Pure formatting."""
+
+from __future__ import annotations
+
+from batching.worker.protocol import Capabilities
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: float) -> str:
+    """Bytes for people: `11.8 MiB`."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count /= 1024
+        unit += 1
+    return f"{count:.0f} B" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
+
+
+def startup_lines(capabilities: Capabilities, name: str, url: str) -> list[str]:
+    """The summary of a started server; `name` is the model's public id."""
+    c = capabilities
+    tokens = c.num_blocks * c.block_size
+    phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in c.phases.items())
+    lines = [
+        f"model     {name} ({c.architecture}, {size(c.weight_bytes)} of weights)",
+        f"compute   {c.dtype} on {c.device}, {c.attention} attention",
+        f"KV cache  {c.num_blocks:,} blocks of {c.block_size} tokens hold {tokens:,} tokens"
+        f" ({size(c.kv_bytes)})",
+        f"limits    {c.max_sequences:,} sequences at once, {c.max_model_len:,} tokens each",
+    ]
+    if phases:
+        lines.append(f"started   in {sum(c.phases.values()):.1f} s: {phases}")
+    return [*lines, f"ready     {url}"]
+
+
+class ProgressLines:
+    """Turns the engine's frequent progress messages into few lines: a phase's start and tenths."""
+
+    def __init__(self) -> None:
+        self._last = ("", 0)
+
+    def line(self, phase: str, fraction: float) -> str | None:
+        """The line to print, or None if nothing worth saying happened. `fraction` is 0 to 1."""
+        step = (phase, int(fraction * 10))
+        if step == self._last:
+            return None
+        self._last = step
+        return f"{phase} {step[1] * 10} %" if step[1] else f"{phase} …"

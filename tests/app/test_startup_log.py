@@ -1,0 +1,52 @@
+"""The lines an operator reads while the server starts."""
+
+from __future__ import annotations
+
+from app.startup_log import ProgressLines, size, startup_lines
+from batching.worker.protocol import Capabilities
+
+CAPABILITIES = Capabilities(
+    model="/models/x",
+    architecture="LlamaForCausalLM",
+    vocab_size=4096,
+    max_model_len=2048,
+    num_blocks=4096,
+    block_size=32,
+    max_sequences=64,
+    max_step_tokens=2048,
+    dtype="bfloat16",
+    device="cpu",
+    attention="cpu",
+    weight_bytes=11 * 2**20,
+    kv_bytes=3 * 2**29,
+    phases={"import": 1.0, "weights": 0.52},
+)
+
+
+def test_the_summary_says_what_runs_where_and_how_much_fits() -> None:
+    assert startup_lines(CAPABILITIES, "slipstream-tiny", "http://127.0.0.1:8000") == [
+        "model     slipstream-tiny (LlamaForCausalLM, 11.0 MiB of weights)",
+        "compute   bfloat16 on cpu, cpu attention",
+        "KV cache  4,096 blocks of 32 tokens hold 131,072 tokens (1.5 GiB)",
+        "limits    64 sequences at once, 2,048 tokens each",
+        "started   in 1.5 s: import 1.0 s, weights 0.5 s",
+        "ready     http://127.0.0.1:8000",
+    ]
+
+
+def test_sizes_are_binary() -> None:
+    assert [size(n) for n in (0, 1023, 1024, 1536 * 2**20, 2**51)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.5 GiB",
+        "2048.0 TiB",
+    ]
+
+
+def test_progress_is_said_once_a_tenth() -> None:
+    progress = ProgressLines()
+    lines = [progress.line("weights", n / 1000) for n in range(1001)]
+    said = [line for line in lines if line is not None]
+    assert said == ["weights …", *(f"weights {n} %" for n in range(10, 101, 10))]
+    assert progress.line("warm-up", 0.0) == "warm-up …"
