@@ -6,13 +6,14 @@ import argparse
 import sys
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from config.load import FIELDS, flag_of
 from config.settings import EngineSettings, ServerSettings
 
 _COLUMN = 40  # where descriptions start
-_GROUPS = {"Engine:": EngineSettings, "Server:": ServerSettings}
+_GROUPS: dict[str, type[BaseModel]] = {"Engine:": EngineSettings, "Server:": ServerSettings}
 _HEAD = f"""\
 usage: slipstream serve [MODEL] [flags]
   {"MODEL":<{_COLUMN - 2}}{FIELDS["model"].description}

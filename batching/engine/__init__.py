@@ -1,1 +1,1 @@
-"""One child process per model replica (scheduler + worker) and the asyncio client that talks to it."""
+"""One child process per model replica (scheduler and worker), and its asyncio client."""

@@ -18,7 +18,7 @@ from batching.core.types import Limits
 from batching.engine.channel import ChannelClosed, ChildChannel
 from batching.engine.loop import EngineLoop
 from batching.engine.messages import Configure, Failed, Progress, Ready, Submit
-from batching.worker.protocol import Capabilities, UnsupportedModelError, Worker
+from batching.worker.protocol import Capabilities, UnsupportedModelError, Worker, WorkerConfig
 from config.settings import EngineSettings
 
 SIMULATED_BLOCKS = 65_536  # a pool that is never the limit
@@ -37,7 +37,9 @@ def main(fd: int) -> int:
         if not refused:
             traceback.print_exc()
         try:
-            channel.send(Failed(f"{error}" if refused else f"{type(error).__name__}: {error}", refused))
+            channel.send(
+                Failed(f"{error}" if refused else f"{type(error).__name__}: {error}", refused)
+            )
         except ChannelClosed:
             pass
         return 1
@@ -83,7 +85,8 @@ def _build_worker(settings: EngineSettings, progress: Callable[[str, float], Non
         )
     from batching.worker.torch_worker import TorchWorker
 
-    return TorchWorker(settings, progress)
+    shared = {name: getattr(settings, name) for name in WorkerConfig.__struct_fields__}
+    return TorchWorker(WorkerConfig(**shared), progress)
 
 
 def _limits(settings: EngineSettings, capabilities: Capabilities) -> Limits:

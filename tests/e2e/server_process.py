@@ -1,0 +1,88 @@
+"""Start and stop the real server as a user would: `slipstream serve` in its own process."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+START_SECONDS = 120.0
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServerProcess:
+    """One `slipstream serve` process; `log` holds its output once it stopped."""
+
+    def __init__(self, log_path: Path, *arguments: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log_path = log_path
+        with log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port), *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_ready(self) -> None:
+        """Block until /ready answers 200. Raises with the log if the process ends first."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended at start:\n{self.log()}")
+            try:
+                if httpx.get(f"{self.url}/ready", timeout=2.0).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise RuntimeError(f"the server was not ready in {START_SECONDS} s:\n{self.log()}")
+
+    def log(self) -> str:
+        """All the server printed so far."""
+        return self._log_path.read_text(errors="replace")
+
+    def stop(self, timeout: float = 20.0) -> int:
+        """SIGTERM and wait. Returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def metric(self, name: str) -> float:
+        """The sum of one series' values over its labels, read from /metrics."""
+        text = httpx.get(f"{self.url}/metrics").text
+        values = re.findall(
+            rf"^{re.escape(name)}(?:\{{[^}}]*\}})? ([0-9.e+-]+)$", text, re.MULTILINE
+        )
+        if not values:
+            raise KeyError(name)
+        return sum(map(float, values))
+
+    def wait_idle(self) -> None:
+        """Until nothing runs, waits or holds a KV block. Raises if that takes over 5 seconds."""
+        gauges = (
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+            "vllm:kv_cache_usage_perc",
+        )
+        deadline = time.monotonic() + 5.0
+        while any(self.metric(g) for g in gauges):
+            if time.monotonic() > deadline:
+                raise AssertionError({g: self.metric(g) for g in gauges})
+            time.sleep(0.05)

@@ -1,0 +1,60 @@
+"""The process as a user meets it: start-up log, refusals, SIGTERM, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+
+
+def test_start_log_says_what_it_serves_and_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "log")
+    server.wait_ready()
+    answer = httpx.post(
+        f"{server.url}/v1/completions", json={"prompt": "Once upon", "max_tokens": 4}, timeout=30
+    )
+    assert answer.status_code == 200, answer.text
+    assert server.stop() == 0
+    log = server.log()
+    for word in ("dtype", "device", "KV", "tokens", f"127.0.0.1:{server.port}"):
+        assert word in log, log
+
+
+def test_a_folder_without_a_model_is_refused_in_one_clear_line(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "log", str(tmp_path))
+    assert server.process.wait(60) != 0
+    assert "Traceback" not in server.log()
+    assert str(tmp_path) in server.log()
+
+
+def test_health_tells_of_a_dead_engine(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "log", "--worker", "simulated")
+    try:
+        server.wait_ready()
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        for child in children.read_text().split():
+            subprocess.run(["kill", "-9", child], check=True)
+        deadline = time.monotonic() + 5
+        while httpx.get(f"{server.url}/health").status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert httpx.get(f"{server.url}/health").status_code == 503
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"]])
+def test_help_fits_on_one_screen(arguments: list[str]) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments], capture_output=True, text=True, check=True
+    )
+    lines = shown.stdout.splitlines()
+    assert 5 < len(lines) <= 45
+    assert max(map(len, lines)) <= 100
