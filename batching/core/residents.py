@@ -36,6 +36,8 @@ class Residents:
         # Every decode must fit into every step, hence never more slots than tokens in a step.
         slots = min(limits.max_sequences, limits.max_step_tokens)
         self._slots = list(range(slots - 1, -1, -1))
+        self._growth_limit = 0  # blocks that the running sequences may still need, at most
+        self._profile: tuple[int, list[tuple[int, int]]] = (-1, [])  # of running, at a step
         self._refused: tuple[Sequence, int] | None = None  # head without room; when to retry
 
     def admit(self, head: Sequence, step: int) -> int | None:
@@ -59,26 +61,43 @@ class Residents:
             hits, chain = pool.lookup(head.tokens, head.request.salt, (length - 1) // size)
         fresh = -(-length // size) - len(hits)
         taken = fresh + pool.unowned(hits)
-        if taken > pool.free or (self.running and self._peak_with(head, taken) > pool.num_blocks):
+        if taken > pool.free or not self._will_fit(head, taken, step):
             self._refused = (head, step + _RETRY_STEPS)
             return None
         pool.acquire(hits)
         self._waiting.remove(head)
         head.admit(self._slots.pop(), hits + pool.allocate(fresh), len(hits), chain, size)
         head.shared_blocks = len(head.blocks) - taken
+        self._growth_limit += head.most_blocks - len(head.blocks)
         insort(self.running, head, key=_key)
         if lookup:
             self.queries += length
             self.hits += len(hits) * size
         return len(hits) * size
 
-    def _peak_with(self, head: Sequence, taken: int) -> int:
-        """Estimated future peak of owned blocks if `head` entered with `taken` blocks."""
-        candidates = [(self._growth(s, len(s.blocks)), len(s.blocks) - s.shared_blocks)
-                      for s in self.running]  # fmt: skip
-        table = -(-len(head.tokens) // self._limits.block_size)
-        candidates.append((self._growth(head, table), taken))
-        return future_peak(candidates)
+    def _will_fit(self, head: Sequence, taken: int, step: int) -> bool:
+        """Whether all can probably go on to their ends if `head` enters with `taken` blocks."""
+        size = self._limits.block_size
+        table = -(-len(head.tokens) // size)
+        worst = taken + head.most_blocks - table + self._growth_limit
+        if worst <= self.pool.free or not self.running:
+            return True
+        if self._profile[0] != step:
+            self._profile = (
+                step,
+                sorted(
+                    (self._growth(s, len(s.blocks)), len(s.blocks) - s.shared_blocks)
+                    for s in self.running
+                ),
+            )
+        # Within a step only admissions change the profile: a burst does not price all anew.
+        profile = self._profile[1]
+        entry = (self._growth(head, table), taken)
+        insort(profile, entry)
+        if future_peak(profile) <= self.pool.num_blocks:
+            return True
+        profile.remove(entry)
+        return False
 
     def _growth(self, sequence: Sequence, table: int) -> int:
         """Blocks the sequence is expected to need beyond the `table` it has."""
@@ -91,6 +110,7 @@ class Residents:
         """Give the sequence one more block (one must be free)."""
         blocks = tuple(self.pool.allocate(1))
         sequence.blocks += blocks
+        self._growth_limit -= 1
         return blocks
 
     def make_room(self, sequence: Sequence) -> bool:
@@ -135,6 +155,8 @@ class Residents:
 
     def _release(self, sequence: Sequence) -> None:
         """Take slot and blocks from a sequence, now or when its last plan is committed."""
+        self._growth_limit -= sequence.most_blocks - len(sequence.blocks)
+        self._profile = (-1, [])
         self._quarantine.append((sequence.last_step, sequence.slot, sequence.blocks))
         sequence.leave()
         self.release_quarantine()
@@ -166,6 +188,8 @@ class Residents:
         total = min(self._limits.max_sequences, self._limits.max_step_tokens)
         if sorted(slots) != list(range(total)):
             raise IntegrityError(f"slots are lost or owned twice: {sorted(slots)}")
+        if sum(s.most_blocks - len(s.blocks) for s in self.running) != self._growth_limit:
+            raise IntegrityError(f"growth limit {self._growth_limit} is wrong")
         if [s.key for s in self.running] != sorted(s.key for s in self.running):
             raise IntegrityError("running sequences are out of order")
         if any(step <= self.committed for step, _, _ in self._quarantine):

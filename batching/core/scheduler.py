@@ -100,10 +100,10 @@ class Scheduler:
                 f"{needed} tokens exceed the model's context of {limits.max_model_len}"
             )
         sequence = Sequence(request, (self._waiting.order(request), self._serial), limits)
-        blocks = -(-sequence.compute_limit // limits.block_size)
-        if blocks > limits.num_blocks:
+        if sequence.most_blocks > limits.num_blocks:
             raise ValueError(
-                f"prompt and max_tokens need {blocks} KV blocks, the pool has {limits.num_blocks}"
+                f"prompt and max_tokens need {sequence.most_blocks} KV blocks, "
+                f"the pool has {limits.num_blocks}"
             )
         self._serial += 1
         self._sequences[request.id] = sequence

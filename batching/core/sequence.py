@@ -16,10 +16,10 @@ class Sequence:
 
     __slots__ = (
         "blocks", "cached_tokens", "chain", "compute_limit", "computed", "epoch", "first_token",
-        "first_token_known", "fresh", "id", "key", "last_step", "length_limit", "pending",
-        "preemptions", "prompt_computed", "prompt_length", "prompt_scored", "registered",
-        "reported", "request", "scheduled", "shared_blocks", "slot", "stop_from", "stop_tokens",
-        "tokens",
+        "first_token_known", "fresh", "id", "key", "last_step", "length_limit", "most_blocks",
+        "pending", "preemptions", "prompt_computed", "prompt_length", "prompt_scored",
+        "registered", "reported", "request", "scheduled", "shared_blocks", "slot", "stop_from",
+        "stop_tokens", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: Request, key: tuple[float, int], limits: Limits) -> None:
@@ -35,6 +35,7 @@ class Sequence:
         )
         # The last token of a sequence is never fed back, so its KV is never needed.
         self.compute_limit = max(length, self.length_limit - 1)
+        self.most_blocks = -(-self.compute_limit // limits.block_size)
         self.stop_tokens = frozenset(params.stop_token_ids)
         self.stop_from = self.prompt_length + params.min_tokens
 
