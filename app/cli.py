@@ -53,7 +53,21 @@ def _serve(arguments: Sequence[str]) -> int:
         return _complain("slipstream serve", str(error))
     from app.server import serve
 
+    _configure_logging(server.log_level)
     return serve(engine, server)
+
+
+def _configure_logging(level: str) -> None:
+    import logging
+
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        datefmt="%H:%M:%S",
+        level=level.upper(),
+        stream=sys.stderr,
+    )
+    for chatty in ("httpx", "huggingface_hub", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _with_model(

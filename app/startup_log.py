@@ -1,8 +1,14 @@
-"""What the operator sees while a server starts: progress lines, then a summary. Pure formatting."""
+"""What the operator sees while a server starts: progress lines, then a summary."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
+from batching.engine.messages import Progress
 from batching.worker.protocol import Capabilities
+
+logger = logging.getLogger(__name__)
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -46,3 +52,19 @@ class ProgressLines:
             return None
         self._last = step
         return f"{phase} {step[1] * 10} %" if step[1] else f"{phase} …"
+
+
+_progress = ProgressLines()
+
+
+def log_progress(progress: Progress) -> None:
+    """Log an engine's start-up message if it brings news."""
+    line = _progress.line(progress.phase, progress.fraction)
+    if line is not None:
+        logger.info("%s", line)
+
+
+def log_ready(capabilities: Capabilities, url: str, name: str | None = None) -> None:
+    """Log the summary; `name` is the model's public id, by default its folder's name."""
+    for line in startup_lines(capabilities, name or Path(capabilities.model).name, url):
+        logger.info("%s", line)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from app.startup_log import ProgressLines, size, startup_lines
+import logging
+
+import pytest
+
+from app.startup_log import ProgressLines, log_progress, log_ready, size, startup_lines
+from batching.engine.messages import Progress
 from batching.worker.protocol import Capabilities
 
 CAPABILITIES = Capabilities(
@@ -50,3 +55,11 @@ def test_progress_is_said_once_a_tenth() -> None:
     said = [line for line in lines if line is not None]
     assert said == ["weights …", *(f"weights {n} %" for n in range(10, 101, 10))]
     assert progress.line("warm-up", 0.0) == "warm-up …"
+
+
+def test_all_of_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        log_progress(Progress("weights", 0.5))
+        log_progress(Progress("weights", 0.5))
+        log_ready(CAPABILITIES, "http://h:1")
+    assert caplog.messages == ["weights 50 %", *startup_lines(CAPABILITIES, "x", "http://h:1")]
