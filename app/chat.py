@@ -1,0 +1,258 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.body import parse_request, read_body
+from app.choice import Choice
+from app.errors import ApiError
+from app.generation import Generation, Job
+from app.logprobs import ChatLogprobs, chat_logprobs
+from app.messages import template_messages
+from app.prompts import tokenize
+from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
+from app.schemas.chat import REFUSED, ChatRequest
+from app.service import Service
+from app.sse import Envelope, event_stream
+from app.streaming import UsageOption, check_stream_options
+from app.template import TemplateRenderError
+from app.usage import Usage, usage_of
+
+# Rendering a request below this many bytes takes less time than handing it to a thread.
+_INLINE_BYTES = 32768
+
+
+class ChatMessage(msgspec.Struct):
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None
+
+
+class ChatCompletion(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: str = "chat.completion"
+
+
+class ChatHandler:
+    """The checked request and everything its response is made of."""
+
+    def __init__(self, service: Service, fields: ChatRequest) -> None:
+        self.service = service
+        self.fields = fields
+        self.jobs: list[Job] = []
+        self.id = f"chatcmpl-{uuid4().hex}"
+        self.created = int(time.time())
+
+    async def prepare(self, body_bytes: int) -> None:
+        """Render and tokenise the messages and lay out one job per choice."""
+        fields, service = self.fields, self.service
+        stops = stop_strings(fields.stop)
+        if body_bytes <= _INLINE_BYTES:
+            text = self._render()
+        else:
+            text = await asyncio.to_thread(self._render)
+        ids = await tokenize(
+            text,
+            service.tokenizer,
+            vocab_size=service.capabilities.vocab_size,
+            limit=service.prompt_limit,
+            add_special_tokens=fields.add_special_tokens,
+            param="messages",
+        )
+        params = sampling_params(
+            fields,
+            service.capabilities,
+            service.defaults,
+            max_tokens=self._max_tokens(len(ids)),
+            logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+        )
+        for n in range(fields.n):
+            choice = Choice(
+                service.tokenizer,
+                ids,
+                stops=stops,
+                include_stop=fields.include_stop_str_in_output,
+                skip_special_tokens=fields.skip_special_tokens,
+                eos_token_ids=service.capabilities.eos_token_ids,
+                logprobs=fields.logprobs,
+            )
+            self.jobs.append(Job(ids, nth_sample(params, n), choice))
+
+    def _max_tokens(self, prompt_tokens: int) -> int:
+        newer = self.fields.max_completion_tokens
+        return resolve_max_tokens(
+            self.fields.max_tokens if newer is None else newer,
+            prompt_tokens,
+            self.service.context,
+            default=None,
+            param="max_tokens" if newer is None else "max_completion_tokens",
+        )
+
+    def _render(self) -> str:
+        fields, template = self.fields, self.service.template
+        if template is None:
+            raise ApiError(
+                "this model has no chat template; use /v1/completions",
+                param="messages",
+                code="no_chat_template",
+            )
+        messages = template_messages(
+            fields.messages, has_developer_role="developer" in template.source
+        )
+        variables: dict[str, Any] = dict(fields.chat_template_kwargs or {})
+        if fields.reasoning_effort is not None:
+            variables["reasoning_effort"] = fields.reasoning_effort
+        try:
+            return template.render(
+                messages,
+                tools=fields.tools,
+                documents=fields.documents,
+                add_generation_prompt=fields.add_generation_prompt,
+                continue_final_message=fields.continue_final_message,
+                variables=variables,
+            )
+        except TemplateRenderError as error:
+            raise ApiError(
+                f"messages: the model's chat template refused them: {error}",
+                param="messages",
+                code="invalid_value",
+            ) from error
+
+    async def run(self, generation: Generation) -> bytes:
+        """The whole response as JSON."""
+        choices = [
+            ChatChoice(
+                index,
+                ChatMessage(result.text),
+                self._logprobs(result.entries),
+                self.jobs[index].choice.finish,
+                result.stop_reason,
+            )
+            for index, result in enumerate(await generation.collect())
+        ]
+        usage = usage_of(self.jobs, self.fields.n)
+        model = self.service.model_name
+        return msgspec.json.encode(ChatCompletion(self.id, self.created, model, choices, usage))
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
+        """Chunks. A choice's role comes in the same write as its first token."""
+        envelope = Envelope(
+            id=self.id,
+            object="chat.completion.chunk",
+            created=self.created,
+            model=self.service.model_name,
+            choices=len(self.jobs),
+            chat=True,
+        )
+        usage = UsageOption(self.fields.stream_options, self.jobs, self.fields.n)
+        silent = set(range(len(self.jobs)))
+        async with aclosing(generation.deltas()) as deltas:
+            async for index, (text, entries, finish, stop_reason) in deltas:
+                piece = b""
+                if silent and index in silent:
+                    silent.discard(index)
+                    piece = envelope.role(index, usage.suffix())
+                if text or entries or finish:
+                    piece += envelope.delta(
+                        index,
+                        text,
+                        usage.suffix(),
+                        logprobs=self._logprobs(entries),
+                        finish=finish,
+                        stop_reason=stop_reason,
+                    )
+                if piece:
+                    yield piece
+        if usage.include:
+            yield envelope.usage(usage.final())
+
+    def _logprobs(self, entries: Any) -> ChatLogprobs | None:
+        if not self.fields.logprobs:
+            return None
+        return chat_logprobs(entries, self.service.tokenizer, self.fields.top_logprobs or 0)
+
+
+def check(fields: ChatRequest) -> None:
+    """Combinations that make no sense or are not supported. Raises `ApiError`."""
+    check_stream_options(fields)
+    if fields.top_logprobs is not None and not fields.logprobs:
+        raise _bad("top_logprobs", "only allowed when logprobs is true")
+    if fields.continue_final_message and fields.add_generation_prompt:
+        raise _bad("continue_final_message", "set add_generation_prompt to false with it")
+    if 0 in (fields.max_tokens, fields.max_completion_tokens):
+        name = "max_tokens" if fields.max_tokens == 0 else "max_completion_tokens"
+        raise _bad(name, "must be at least 1")
+    if fields.response_format is not None and fields.response_format.type != "text":
+        raise _bad("response_format", "only type text is supported", "unsupported_parameter")
+    _check_tools(fields)
+
+
+def _check_tools(fields: ChatRequest) -> None:
+    choice = fields.tool_choice
+    if not fields.tools:
+        if choice not in (None, "none", "auto"):
+            raise _bad("tool_choice", "only none and auto are allowed without tools")
+        return
+    for i, tool in enumerate(fields.tools):
+        function = tool.get("function")
+        if tool.get("type") != "function" or not isinstance(function, dict):
+            raise _bad(f"tools[{i}]", "expected type function and a function object")
+        if not isinstance(function.get("name"), str):
+            raise _bad(f"tools[{i}].function.name", "expected a string")
+    if choice != "none":
+        raise _bad(
+            "tool_choice",
+            "parsing tool calls is not supported; with tool_choice none the tools reach the "
+            "model and its text is returned as it is",
+            "unsupported_parameter",
+        )
+
+
+def _bad(param: str, message: str, code: str = "invalid_value") -> ApiError:
+    return ApiError(f"{param}: {message}", param=param, code=code)
+
+
+async def create_chat_completion(service: Service, request: Request) -> Response:
+    """Answer one request."""
+    body = await read_body(request, service.settings.max_body_bytes)
+    fields = parse_request(body, ChatRequest, REFUSED)
+    service.check_model(fields.model)
+    check(fields)
+    handler = ChatHandler(service, fields)
+    await handler.prepare(len(body))
+    generation = Generation.start(
+        service,
+        handler.jobs,
+        fields.n,
+        request.receive,
+        priority=fields.priority,
+        salt=fields.cache_salt,
+    )
+    if fields.stream:
+        return await event_stream(handler.stream(generation), generation.close)
+    try:
+        return Response(await handler.run(generation), media_type="application/json")
+    finally:
+        generation.close()

@@ -1,0 +1,246 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.body import parse_request, read_body
+from app.choice import Choice
+from app.errors import ApiError
+from app.generation import Generation, Job
+from app.logprobs import CompletionLogprobs, Entry, completion_logprobs
+from app.prompts import Prompt, split_prompts, tokenize
+from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
+from app.schemas.completions import REFUSED, CompletionRequest
+from app.service import Service
+from app.sse import Envelope, event_stream
+from app.streaming import UsageOption, check_stream_options
+from app.tokenizer import TextDecoder, Tokenizer
+from app.usage import Usage, usage_of
+
+DEFAULT_MAX_TOKENS = 16
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None
+
+
+class Completion(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    object: str = "text_completion"
+
+
+class Echo:
+    """A prompt as the beginning of its choices' text."""
+
+    def __init__(self, prompt: Prompt, ids: list[int], tokenizer: Tokenizer, skip: bool) -> None:
+        self.text = (
+            prompt if isinstance(prompt, str) else tokenizer.decode(ids, skip_special_tokens=skip)
+        )
+        self._ids = ids
+        self._decoder = TextDecoder(tokenizer, (), skip_special_tokens=skip)
+
+    def entries(self, choice: Choice) -> list[Entry]:
+        """One entry per prompt token; nothing predicts the first."""
+        result, offset = [], 0
+        for token, logprobs in zip(self._ids, [None, *choice.prompt_logprobs], strict=True):
+            result.append(Entry(min(offset, len(self.text)), token, logprobs))
+            offset += len(self._decoder.feed((token,)))
+        return result
+
+
+class CompletionHandler:
+    """The checked request and everything its response is made of."""
+
+    def __init__(self, service: Service, fields: CompletionRequest) -> None:
+        self.service = service
+        self.fields = fields
+        self.samples = fields.best_of or fields.n
+        self.echoes: list[Echo] = []
+        self.jobs: list[Job] = []
+        self.id = f"cmpl-{uuid4().hex}"
+        self.created = int(time.time())
+
+    async def prepare(self) -> None:
+        """Tokenise the prompts and lay out the jobs: choice = prompt · n + sample."""
+        fields, service = self.fields, self.service
+        stops = stop_strings(fields.stop)
+        prompts = split_prompts(fields.prompt)
+        for i, prompt in enumerate(prompts):
+            ids = await tokenize(
+                prompt,
+                service.tokenizer,
+                vocab_size=service.capabilities.vocab_size,
+                limit=service.prompt_limit,
+                add_special_tokens=fields.add_special_tokens,
+                param="prompt" if len(prompts) == 1 else f"prompt[{i}]",
+            )
+            self._add_jobs(prompt, ids, stops)
+
+    def _add_jobs(self, prompt: Prompt, ids: list[int], stops: list[str]) -> None:
+        fields, service = self.fields, self.service
+        tokenizer = service.tokenizer
+        max_tokens = resolve_max_tokens(
+            fields.max_tokens,
+            len(ids),
+            service.context,
+            default=DEFAULT_MAX_TOKENS,
+            param="max_tokens",
+        )
+        wants_score = self.samples > fields.n and fields.logprobs is None
+        params = sampling_params(
+            fields,
+            service.capabilities,
+            service.defaults,
+            max_tokens=max_tokens,
+            logprobs=0 if wants_score else fields.logprobs,
+            prompt_logprobs=fields.logprobs if fields.echo else None,
+        )
+        echo = Echo(prompt, ids, tokenizer, fields.skip_special_tokens)
+        for n in range(self.samples):
+            choice = Choice(
+                tokenizer,
+                ids,
+                stops=stops,
+                include_stop=fields.include_stop_str_in_output,
+                skip_special_tokens=fields.skip_special_tokens,
+                eos_token_ids=service.capabilities.eos_token_ids,
+                logprobs=fields.logprobs is not None,
+                discard=max_tokens == 0,
+                offset=len(echo.text) if fields.echo else 0,
+            )
+            self.echoes.append(echo)
+            self.jobs.append(Job(ids, nth_sample(params, n), choice))
+
+    async def run(self, generation: Generation) -> bytes:
+        """The whole response as JSON."""
+        results = await generation.collect()
+        choices: list[CompletionChoice] = []
+        for index in self._best():
+            result = results[index]
+            text, entries = self._with_echo(index, result.text, result.entries)
+            finish = self.jobs[index].choice.finish
+            logprobs = self._logprobs(entries)
+            choices.append(
+                CompletionChoice(len(choices), text, logprobs, finish, result.stop_reason)
+            )
+        usage = usage_of(self.jobs, self.samples)
+        model = self.service.model_name
+        return msgspec.json.encode(Completion(self.id, self.created, model, choices, usage))
+
+    def _best(self) -> list[int]:
+        """Job indices of the choices to return: of each prompt the n likeliest per token."""
+        indices = list(range(len(self.jobs)))
+        if self.samples == self.fields.n:
+            return indices
+
+        def score(index: int) -> float:
+            choice = self.jobs[index].choice
+            return -choice.logprob_sum / max(choice.tokens, 1)
+
+        groups = [indices[i : i + self.samples] for i in range(0, len(indices), self.samples)]
+        return [i for group in groups for i in sorted(group, key=score)[: self.fields.n]]
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
+        """Chunks; an echoed prompt comes with a choice's first one."""
+        envelope = Envelope(
+            id=self.id,
+            object="text_completion",
+            created=self.created,
+            model=self.service.model_name,
+            choices=len(self.jobs),
+            chat=False,
+        )
+        usage = UsageOption(self.fields.stream_options, self.jobs, self.fields.n)
+        unsent = set(range(len(self.jobs))) if self.fields.echo else set()
+        async with aclosing(generation.deltas()) as deltas:
+            async for index, (text, entries, finish, stop_reason) in deltas:
+                if unsent and index in unsent:
+                    choice = self.jobs[index].choice
+                    if not choice.tokens and finish is None:
+                        continue  # the prompt's logprobs are still coming
+                    unsent.discard(index)
+                    text, entries = self._with_echo(index, text, list(entries))
+                if text or entries or finish:
+                    yield envelope.delta(
+                        index,
+                        text,
+                        usage.suffix(),
+                        logprobs=self._logprobs(entries),
+                        finish=finish,
+                        stop_reason=stop_reason,
+                    )
+        if usage.include:
+            yield envelope.usage(usage.final())
+
+    def _with_echo(self, index: int, text: str, entries: list[Entry]) -> tuple[str, list[Entry]]:
+        if not self.fields.echo:
+            return text, entries
+        echo = self.echoes[index]
+        if self.fields.logprobs is not None:
+            entries = echo.entries(self.jobs[index].choice) + entries
+        return echo.text + text, entries
+
+    def _logprobs(self, entries: Any) -> CompletionLogprobs | None:
+        if self.fields.logprobs is None:
+            return None
+        return completion_logprobs(list(entries), self.service.tokenizer)
+
+
+def check(fields: CompletionRequest) -> None:
+    """Combinations that make no sense. Raises `ApiError`."""
+    check_stream_options(fields)
+    if fields.best_of is not None and fields.best_of < fields.n:
+        raise ApiError("best_of: must be at least n", param="best_of", code="invalid_value")
+    if fields.stream and (fields.best_of or 1) > 1:
+        raise ApiError(
+            "best_of: cannot be streamed",
+            param="best_of",
+            code="invalid_value",
+        )
+    if fields.max_tokens == 0 and not fields.echo:
+        raise ApiError(
+            "max_tokens: must be at least 1 unless echo is set",
+            param="max_tokens",
+            code="invalid_value",
+        )
+
+
+async def create_completion(service: Service, request: Request) -> Response:
+    """Answer one request."""
+    body = await read_body(request, service.settings.max_body_bytes)
+    fields = parse_request(body, CompletionRequest, REFUSED)
+    service.check_model(fields.model)
+    check(fields)
+    handler = CompletionHandler(service, fields)
+    await handler.prepare()
+    generation = Generation.start(
+        service,
+        handler.jobs,
+        handler.samples,
+        request.receive,
+        priority=fields.priority,
+        salt=fields.cache_salt,
+    )
+    if fields.stream:
+        return await event_stream(handler.stream(generation), generation.close)
+    try:
+        return Response(await handler.run(generation), media_type="application/json")
+    finally:
+        generation.close()

@@ -1,0 +1,99 @@
+"""Errors in OpenAI's shape: an object `error` with message, type, param and code, none left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from batching.engine.client import EngineDeadError
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it, logs are
+
+
+class ApiError(Exception):
+    """A fault that the client is told about.
+
+    `param` names the offending field (`messages[0].role`); `code` is a short stable word.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """The error object as JSON."""
+        default = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {
+            "message": self.message,
+            "type": _TYPES.get(self.status, default),
+            "param": self.param,
+            "code": self.code,
+        }
+        return msgspec.json.encode({"error": error})
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, self.headers, "application/json")
+
+
+def engine_error(message: str | None) -> ApiError:
+    """The engine could not serve a request that was valid."""
+    return ApiError(message or "the engine failed", status=500, code="engine_error")
+
+
+def engine_dead(error: EngineDeadError) -> ApiError:
+    """There is no engine to serve the request; trying again later may help."""
+    return ApiError(str(error), status=503, code="engine_unavailable", headers={"retry-after": "5"})
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give every way a request can fail the same shape."""
+
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error.response()
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = str(error.detail or HTTPStatus(error.status_code).phrase)
+        if error.status_code == 404:
+            message = f"no such endpoint: {request.method} {request.url.path}"
+        return ApiError(message, status=error.status_code, headers=error.headers).response()
+
+    async def dead_engine(request: Request, error: Exception) -> Response:
+        assert isinstance(error, EngineDeadError)
+        return engine_dead(error).response()
+
+    async def disconnect(request: Request, error: Exception) -> Response:
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        logger.error("unexpected error in %s", request.url.path, exc_info=error)
+        return ApiError("internal server error", status=500, code="internal_error").response()
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(EngineDeadError, dead_engine)
+    app.add_exception_handler(ClientDisconnect, disconnect)
+    app.add_exception_handler(Exception, unexpected)

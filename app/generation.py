@@ -1,0 +1,207 @@
+"""Runs the sequences of one HTTP request on the engine and gives their text as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from app.choice import Choice, Delta
+from app.errors import ApiError
+from app.logprobs import Entry
+from app.service import Service
+from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
+from batching.engine.client import EngineDeadError, RequestStream
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sequence to generate and the choice that its tokens become."""
+
+    prompt: list[int]
+    params: SamplingParams
+    choice: Choice
+
+
+@dataclass
+class Collected:
+    """All deltas of a choice, put together."""
+
+    texts: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    stop_reason: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+class Generation:
+    """The sequences of one HTTP request; job i is choice i of the response.
+
+    `start` admits and submits them; `close` must follow, whatever happens, and frees whatever is
+    still held. When the client goes away, the engine is told at once.
+    """
+
+    def __init__(self, service: Service, jobs: list[Job], samples: int) -> None:
+        self.jobs = jobs
+        self._service = service
+        self._samples = samples
+        self._queued: set[int] = set()  # jobs without their first event
+        self._streams: list[RequestStream] = []
+        self._watcher: asyncio.Task[None] | None = None
+        self._heard = False  # the engine sent something
+        self._ending = FinishReason.ABORT  # of choices that are open when this closes
+
+    @classmethod
+    def start(
+        cls,
+        service: Service,
+        jobs: list[Job],
+        samples: int,
+        receive: Receive,
+        *,
+        priority: int = 0,
+        salt: str | None = None,
+    ) -> Generation:
+        """Submit `jobs`, which come in groups of `samples` with the same prompt.
+
+        Raises `ApiError` (no room) and `EngineDeadError`.
+        """
+        self = cls(service, jobs, samples)
+        service.admission.admit([len(job.prompt) for job in jobs], service.engine.stats)
+        self._queued = set(range(len(jobs)))
+        arrival = service.clock()
+        name = uuid4().hex
+        try:
+            for i, job in enumerate(jobs):
+                request = Request(
+                    id=f"{name}-{i}",
+                    prompt=job.prompt,
+                    params=job.params,
+                    arrival=arrival,
+                    priority=priority,
+                    salt=(salt or "").encode(),
+                )
+                self._streams.append(service.engine.submit(request))
+                service.metrics.request_started(request)
+        except EngineDeadError:
+            self._ending = FinishReason.ERROR
+            self.close()
+            raise
+        self._watcher = asyncio.create_task(self._watch(receive))
+        return self
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
+        """(choice index, what it gained) until every choice has ended.
+
+        Raises `ApiError` and `EngineDeadError` when the engine failed, `ClientDisconnect` when
+        nobody listens any more.
+        """
+        remaining = len(self.jobs)
+        async with aclosing(_merge(self._streams)) as events:
+            try:
+                async for index, event in events:
+                    choice = self.jobs[index].choice
+                    if choice.finish is not None:
+                        continue  # tokens generated before the engine heard of the stop string
+                    delta = self._feed(index, event)
+                    if delta.finish is not None:
+                        remaining -= 1
+                        self._streams[index].cancel()
+                    yield index, delta
+                    if not remaining:
+                        return
+            except (ApiError, EngineDeadError):
+                self._ending = FinishReason.ERROR
+                raise
+
+    async def collect(self) -> list[Collected]:
+        """Every choice's whole output. Raises as `deltas`."""
+        results = [Collected() for _ in self.jobs]
+        async with aclosing(self.deltas()) as deltas:
+            async for index, delta in deltas:
+                result = results[index]
+                result.texts.append(delta.text)
+                result.entries += delta.entries
+                result.stop_reason = delta.stop_reason
+        return results
+
+    def close(self) -> None:
+        """Abort what still runs and record how each choice ended. Idempotent."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        for index in list(self._queued):
+            self._leave_queue(index)
+        for stream, job in zip(self._streams, self.jobs, strict=False):
+            stream.cancel()
+            reason = job.choice.finish or self._ending.value
+            self._service.metrics.request_ended(stream.request, reason, job.choice.tokens)
+        self._streams = []
+
+    def _feed(self, index: int, event: TokenEvent) -> Delta:
+        """Give a choice its event, and count."""
+        choice = self.jobs[index].choice
+        before = choice.tokens
+        delta = choice.feed(event)
+        if choice.aborted:
+            raise ClientDisconnect
+        metrics = self._service.metrics
+        metrics.generation_tokens += choice.tokens - before
+        if self._queued:
+            self._leave_queue(index)
+        if not self._heard:
+            self._heard = True
+            prompts = sum(len(job.prompt) for job in self.jobs[:: self._samples])
+            metrics.generation_started(self._samples, prompts)
+        metrics.cached_tokens += event.cached_tokens or 0
+        return delta
+
+    def _leave_queue(self, index: int) -> None:
+        if index in self._queued:
+            self._queued.discard(index)
+            self._service.admission.release(len(self.jobs[index].prompt))
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        for stream in self._streams:
+            stream.cancel()
+
+
+async def _merge(streams: list[RequestStream]) -> AsyncGenerator[tuple[int, TokenEvent]]:
+    """Events of all streams as they come, with their stream's index; few wait at any time."""
+    if len(streams) == 1:
+        async for event in streams[0]:
+            yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, TokenEvent | EngineDeadError | None]]
+    queue = asyncio.Queue(maxsize=len(streams))
+
+    async def pump(index: int, stream: RequestStream) -> None:
+        try:
+            async for event in stream:
+                await queue.put((index, event))
+            await queue.put((index, None))
+        except EngineDeadError as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
+    remaining = len(tasks)
+    try:
+        while remaining:
+            index, item = await queue.get()
+            if isinstance(item, EngineDeadError):
+                raise item
+            if item is None:
+                remaining -= 1
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,224 @@
+"""Prometheus metrics under vLLM's names, so that its dashboards and autoscalers work unchanged.
+
+Counters of tokens advance exactly by what responses report as usage. Histograms of times come
+from the engine's step outputs. Everything else is read from the engine's last statistics when
+somebody scrapes, and costs nothing until then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.histogram import (
+    INTER_TOKEN_EDGES,
+    N_EDGES,
+    REQUEST_EDGES,
+    STEP_TOKEN_EDGES,
+    TTFT_EDGES,
+    Histogram,
+    length_edges,
+)
+from batching.core.types import EngineStats, Request, Timing
+from batching.engine.messages import StepOutput
+from batching.worker.protocol import Capabilities
+
+if TYPE_CHECKING:
+    from app.admission import Admission
+    from app.service import Engine
+
+_FINISH_REASONS = ("stop", "length", "abort", "error")
+_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
+
+
+class Metrics(Collector):
+    """All counters of one served model. `on_step` belongs to the engine client's callback."""
+
+    def __init__(self, model_name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.model_name = model_name
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generation_tokens = 0
+        self.finished: Counter[str] = Counter()
+        self._clock = clock
+        self._labels = {"model_name": model_name, "engine": "0"}
+        # By request id: arrival until the first token, then the times of first and last token.
+        self._arrivals: dict[str, float] = {}
+        self._firsts: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self._step = 0
+        self.capabilities: Capabilities | None = None
+        self._engine: Engine | None = None
+        self._admission: Admission | None = None
+        self._make_histograms(max_model_len=1 << 20)
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def _make_histograms(self, max_model_len: int) -> None:
+        lengths = length_edges(max_model_len)
+
+        def make(name: str, help: str, edges: Iterable[float]) -> Histogram:
+            return Histogram(f"vllm:{name}", help, tuple(edges))
+
+        seconds = REQUEST_EDGES
+        self._ttft = make("time_to_first_token_seconds", "Arrival to first token.", TTFT_EDGES)
+        self._itl = make("inter_token_latency_seconds", "Between tokens.", INTER_TOKEN_EDGES)
+        self._tpot = make(
+            "request_time_per_output_token_seconds", "Mean between tokens.", INTER_TOKEN_EDGES
+        )
+        self._e2e = make("e2e_request_latency_seconds", "Arrival to last token.", seconds)
+        self._queue = make("request_queue_time_seconds", "Arrival to first step.", seconds)
+        self._prefill = make("request_prefill_time_seconds", "First step to token.", seconds)
+        self._decode = make("request_decode_time_seconds", "First token to last.", seconds)
+        self._inference = make("request_inference_time_seconds", "First step to end.", seconds)
+        self._step_tokens = make("iteration_tokens_total", "Tokens per step.", STEP_TOKEN_EDGES)
+        self._prompt_lengths = make("request_prompt_tokens", "Prompt tokens.", lengths)
+        self._output_lengths = make("request_generation_tokens", "Generated tokens.", lengths)
+        self._max_tokens = make("request_params_max_tokens", "Asked max_tokens.", lengths)
+        self._n = make("request_params_n", "Asked n.", N_EDGES)
+        self._histograms = [v for v in vars(self).values() if isinstance(v, Histogram)]
+
+    def serve(self, capabilities: Capabilities, engine: Engine, admission: Admission) -> None:
+        """From now on there is an engine to read gauges from."""
+        self.capabilities = capabilities
+        self._engine = engine
+        self._admission = admission
+        self._make_histograms(capabilities.max_model_len)
+
+    def generation_started(self, n: int, prompt_tokens: int) -> None:
+        """The first news of an HTTP request's generation; each prompt counts once."""
+        self.prompt_tokens += prompt_tokens
+        self._n.observe(n)
+
+    def request_started(self, request: Request) -> None:
+        """A sequence was handed to the engine."""
+        self._arrivals[request.id] = request.arrival
+        self._max_tokens.observe(request.params.max_tokens)
+
+    def request_ended(self, request: Request, reason: str, tokens: int) -> None:
+        """A sequence's response is over after `tokens` tokens; `reason` as in `FinishReason`."""
+        self._arrivals.pop(request.id, None)
+        first = self._firsts.pop(request.id, None)
+        last = self._last.pop(request.id, None)
+        self.finished[reason] += 1
+        self._prompt_lengths.observe(len(request.prompt))
+        self._output_lengths.observe(tokens)
+        if first is None or last is None or reason not in ("stop", "length"):
+            return
+        self._e2e.observe(last - request.arrival)
+        self._decode.observe(last - first)
+        if tokens > 1:
+            self._tpot.observe((last - first) / (tokens - 1))
+
+    def on_step(self, output: StepOutput) -> None:
+        """Time the tokens of one engine step."""
+        now = self._clock()
+        last = self._last
+        for event in output.events:
+            if event.tokens:
+                if (before := last.get(event.id)) is not None:
+                    last[event.id] = now
+                    count = len(event.tokens)
+                    self._itl.observe((now - before) / count, count)
+                elif (arrival := self._arrivals.pop(event.id, None)) is not None:
+                    self._firsts[event.id] = last[event.id] = now
+                    self._ttft.observe(now - arrival)
+            if event.timing is not None:
+                self._observe_timing(event.timing)
+        if output.stats.steps != self._step:
+            self._step = output.stats.steps
+            self._step_tokens.observe(output.stats.step_tokens)
+
+    def _observe_timing(self, timing: Timing) -> None:
+        if timing.scheduled:
+            self._queue.observe(timing.scheduled - timing.arrival)
+            self._inference.observe(timing.finished - timing.scheduled)
+        if timing.first_token:
+            self._prefill.observe(timing.first_token - timing.scheduled)
+
+    def exposition(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, read now."""
+        stats = EngineStats() if self._engine is None else self._engine.stats
+        yield from self._gauges(stats)
+        yield from self._counters(stats)
+        for histogram in self._histograms:
+            yield histogram.family(self._labels)
+
+    def _gauges(self, stats: EngineStats) -> Iterator[Metric]:
+        usage = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+        yield self._gauge("num_requests_running", "Requests computed now.", stats.running)
+        yield self._gauge("num_requests_waiting", "Requests not yet computed.", stats.waiting)
+        by_reason = {"capacity": stats.waiting, "deferred": 0}
+        yield self._by(
+            GaugeMetricFamily,
+            "num_requests_waiting_by_reason",
+            "Why they wait.",
+            "reason",
+            by_reason,
+        )
+        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks owned, 0 to 1.", usage)
+        if self.capabilities is not None:
+            labels = self._labels | {
+                "block_size": str(self.capabilities.block_size),
+                "num_gpu_blocks": str(self.capabilities.num_blocks),
+            }
+            info = GaugeMetricFamily("vllm:cache_config_info", "KV cache.", labels=list(labels))
+            info.add_metric(list(labels.values()), 1)
+            yield info
+
+    def _counters(self, stats: EngineStats) -> Iterator[Metric]:
+        rejections = self._admission.rejections if self._admission is not None else Counter()
+        for name, help, value in (
+            ("prompt_tokens", "Prompt tokens of answered requests.", self.prompt_tokens),
+            ("prompt_tokens_cached", "Of these, found in the cache.", self.cached_tokens),
+            ("generation_tokens", "Generated tokens.", self.generation_tokens),
+            ("num_preemptions", "Sequences interrupted for others.", stats.preemptions),
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits),
+        ):
+            family = CounterMetricFamily(f"vllm:{name}", help, labels=list(self._labels))
+            family.add_metric(list(self._labels.values()), value)
+            yield family
+        finished = {reason: self.finished[reason] for reason in _FINISH_REASONS}
+        yield self._by(
+            CounterMetricFamily, "request_success", "Ended.", "finished_reason", finished
+        )
+        rejected = {reason: rejections[reason] for reason in _REJECTIONS}
+        yield self._by(
+            CounterMetricFamily, "admission_rejections", "Refused with 429.", "reason", rejected
+        )
+
+    def _gauge(self, name: str, help: str, value: float) -> Metric:
+        family = GaugeMetricFamily(f"vllm:{name}", help, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family
+
+    def _by(
+        self,
+        kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+        name: str,
+        help: str,
+        label: str,
+        values: dict[str, int],
+    ) -> Metric:
+        family = kind(f"vllm:{name}", help, labels=[*self._labels, label])
+        for key, value in values.items():
+            family.add_metric([*self._labels.values(), key], value)
+        return family
+
+
+def exported_names() -> list[str]:
+    """Every sample name of `/metrics`, as dashboards refer to it, in order, without repeats."""
+    metrics = Metrics("")
+    metrics.capabilities = Capabilities("", "", 1, 1, 1, 1, 1, 1, "", "", "")
+    return list(dict.fromkeys(s.name for family in metrics.collect() for s in family.samples))

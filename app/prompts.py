@@ -1,0 +1,79 @@
+"""The four forms of a completion's prompt, and what any prompt must satisfy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.errors import ApiError
+from app.tokenizer import PromptTooLongError, Tokenizer
+
+Prompt = str | list[int]
+
+
+def split_prompts(prompt: str | list[Any]) -> list[Prompt]:
+    """A string, strings, token ids or lists of token ids, as a list of prompts.
+
+    Raises `ApiError` for an empty or mixed list and for ids that are not integers.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise _bad("prompt", "the list is empty")
+    if all(type(item) is int for item in prompt):  # not isinstance: True is no token
+        return [prompt]
+    if all(type(item) is str for item in prompt):
+        return list(prompt)
+    if not all(type(item) is list for item in prompt):
+        raise _bad("prompt", "expected a string, strings, token ids, or lists of token ids")
+    for i, ids in enumerate(prompt):
+        if not ids:
+            raise _bad(f"prompt[{i}]", "the list is empty")
+        if not all(type(item) is int for item in ids):
+            raise _bad(f"prompt[{i}]", "expected token ids")
+    return list(prompt)
+
+
+async def tokenize(
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    *,
+    vocab_size: int,
+    limit: int,
+    add_special_tokens: bool,
+    param: str,
+) -> list[int]:
+    """Token ids of a prompt; ids are used exactly as given.
+
+    `limit` is the most tokens a prompt may have. Raises `ApiError` naming `param`.
+    """
+    if isinstance(prompt, str):
+        try:
+            ids = await tokenizer.encode_async(
+                prompt, add_special_tokens=add_special_tokens, limit=limit
+            )
+        except PromptTooLongError:
+            raise too_long(param, limit) from None
+    else:
+        ids = prompt
+        if len(ids) <= limit and not (min(ids) >= 0 and max(ids) < vocab_size):
+            raise _bad(param, f"token ids must be at least 0 and less than {vocab_size}")
+    if not ids:
+        raise _bad(param, "the prompt has no tokens")
+    if len(ids) > limit:
+        raise too_long(param, limit, len(ids))
+    return ids
+
+
+def too_long(param: str, limit: int, length: int | None = None) -> ApiError:
+    """A prompt that leaves no room for one more token in the model's context."""
+    has = f"has {length} tokens" if length is not None else "is too long"
+    return ApiError(
+        f"the prompt {has}; this model takes at most {limit} prompt tokens "
+        f"(its context is {limit + 1} tokens, prompt and output together)",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+def _bad(param: str, message: str) -> ApiError:
+    return ApiError(f"{param}: {message}", param=param, code="invalid_value")

@@ -1,0 +1,96 @@
+"""The fields that completions and chat completions share, with their types and ranges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # inert: nothing is ever padded
+
+
+class GenerationFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What both endpoints understand. Null and absent are the same (`app.body` drops nulls)."""
+
+    model: str | None = None
+    max_tokens: Natural | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # -1 and 0: off
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Bias] | None = None
+
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: Natural = 0
+    skip_special_tokens: bool = True
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
+    cache_salt: Annotated[str, Meta(min_length=1)] | None = None
+
+    # Accepted without effect
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    spaces_between_special_tokens: bool | None = None
+
+
+INERT_COMMON = {
+    "user": "nothing is stored or billed per user",
+    "metadata": "nothing is stored",
+    "store": "nothing is stored",
+    "service_tier": "there is one tier",
+    "safety_identifier": "nothing is stored",
+    "prompt_cache_key": "prefix caching is automatic",
+    "prompt_cache_retention": "prefix caching is automatic",
+    "prompt_cache_options": "prefix caching is automatic",
+    "spaces_between_special_tokens": "fast tokenizers never add such spaces",
+}
+
+_NO_GRAMMAR = "structured output is not supported"
+
+REFUSED_COMMON = {
+    "use_beam_search": "beam search is not supported",
+    "length_penalty": "beam search is not supported",
+    "early_stopping": "beam search is not supported",
+    "allowed_token_ids": "not supported; use logit_bias",
+    "bad_words": "not supported; use logit_bias",
+    "logits_processors": "not supported",
+    "prompt_logprobs": "not supported; use echo and logprobs of /v1/completions",
+    "truncate_prompt_tokens": "not supported; shorten the prompt",
+    "return_token_ids": "not supported",
+    "return_tokens_as_token_ids": "not supported",
+    "request_id": "not supported; send an X-Request-Id header",
+    "kv_transfer_params": "not supported",
+    "vllm_xargs": "not supported",
+    "guided_json": _NO_GRAMMAR,
+    "guided_regex": _NO_GRAMMAR,
+    "guided_choice": _NO_GRAMMAR,
+    "guided_grammar": _NO_GRAMMAR,
+    "guided_decoding_backend": _NO_GRAMMAR,
+    "guided_whitespace_pattern": _NO_GRAMMAR,
+    "structured_outputs": _NO_GRAMMAR,
+}

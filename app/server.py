@@ -1,0 +1,160 @@
+"""The HTTP server: routes, and the life of the process around them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import health, models
+from app.chat import create_chat_completion
+from app.completions import create_completion
+from app.errors import install_error_handlers
+from app.metrics import Metrics
+from app.middleware import ApiKeys, RequestId
+from app.schemas.chat import ChatRequest
+from app.schemas.completions import CompletionRequest
+from app.service import Service
+from app.startup_log import ProgressLines, startup_lines
+from app.tokenizer import TokenizerError
+from batching.engine.client import EngineClient, EngineStartError
+from batching.engine.messages import Progress
+from config.settings import EngineSettings, ServerSettings
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Service, Request], Awaitable[Response]]
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application of one served model."""
+    middleware = [Middleware(RequestId)]
+    if service.settings.api_keys:
+        middleware.append(Middleware(ApiKeys, keys=service.settings.api_keys))
+    app = FastAPI(title="Slipstream", middleware=middleware, docs_url=None, redoc_url=None)
+    install_error_handlers(app)
+    _add_generation_route(app, service, "/v1/completions", create_completion, CompletionRequest)
+    _add_generation_route(app, service, "/v1/chat/completions", create_chat_completion, ChatRequest)
+    _add_plain_routes(app, service)
+    return app
+
+
+def _add_generation_route(
+    app: FastAPI, service: Service, path: str, handler: Handler, schema: type[msgspec.Struct]
+) -> None:
+    async def endpoint(request: Request) -> Response:
+        return await handler(service, request)
+
+    body = {"content": {"application/json": {"schema": _json_schema(schema)}}, "required": True}
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        name=handler.__name__,
+        response_model=None,
+        openapi_extra={"requestBody": body},
+    )
+
+
+def _json_schema(schema: type[msgspec.Struct]) -> dict[str, Any]:
+    (reference,), definitions = msgspec.json.schema_components([schema])
+    return _inline(reference, definitions)
+
+
+def _inline(value: Any, definitions: dict[str, Any]) -> Any:
+    """Replace references by what they name, since our definitions are not in OpenAPI's place."""
+    if isinstance(value, list):
+        return [_inline(item, definitions) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _inline(definitions[value["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inline(item, definitions) for key, item in value.items()}
+
+
+def _add_plain_routes(app: FastAPI, service: Service) -> None:
+    async def check_health() -> Response:
+        return health.health(service)
+
+    async def version() -> Response:
+        return health.server_version()
+
+    async def list_models() -> Response:
+        return models.list_models(service)
+
+    async def get_model(name: str) -> Response:
+        return models.get_model(service, name)
+
+    async def metrics() -> Response:
+        return Response(
+            service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    for path in sorted(health.OPEN_PATHS):
+        app.add_api_route(path, check_health, name=path.strip("/"), response_model=None)
+    app.add_api_route("/version", version, response_model=None)
+    app.add_api_route("/metrics", metrics, response_model=None)
+    app.add_api_route("/v1/models", list_models, response_model=None)
+    app.add_api_route("/v1/models/{name:path}", get_model, response_model=None)
+
+
+def serve(engine_settings: EngineSettings, server_settings: ServerSettings) -> int:
+    """Start the engine, serve until SIGTERM or SIGINT, drain. Returns the exit status.
+
+    `engine_settings.model` is a local folder.
+    """
+    logging.basicConfig(
+        level=server_settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(engine_settings, server_settings))
+
+
+async def _serve(engine_settings: EngineSettings, settings: ServerSettings) -> int:
+    metrics = Metrics(settings.served_model_name or Path(engine_settings.model).name)
+    engine = EngineClient(engine_settings, on_step=metrics.on_step)
+    progress = ProgressLines()
+
+    def show(message: Progress) -> None:
+        if line := progress.line(message.phase, message.fraction):
+            logger.info("%s", line)
+
+    try:
+        capabilities = await engine.start(show)
+        service = Service.load(settings, engine, capabilities, metrics)
+        await _serve_http(service)
+    except (EngineStartError, TokenizerError) as error:
+        logger.error("cannot start: %s", error)
+        return 1
+    finally:
+        await engine.close()
+    return 0
+
+
+async def _serve_http(service: Service) -> None:
+    settings = service.settings
+    config = uvicorn.Config(
+        create_app(service),
+        host=settings.host,
+        port=settings.port,
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+    )
+    listener = config.bind_socket()
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    for line in startup_lines(service.capabilities, service.model_name, url):
+        logger.info("%s", line)
+    await uvicorn.Server(config).serve(sockets=[listener])

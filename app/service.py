@@ -1,0 +1,96 @@
+"""What every endpoint works with: the engine, the model's text side, limits and counters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from app.admission import Admission
+from app.errors import ApiError
+from app.metrics import Metrics
+from app.sampling import SamplingDefaults
+from app.template import ChatTemplate, load_chat_template
+from app.tokenizer import Tokenizer
+from batching.core.types import EngineStats, Request
+from batching.engine.client import RequestStream
+from batching.worker.protocol import Capabilities
+from config.settings import ServerSettings
+
+
+class Engine(Protocol):
+    """What the front end asks of an engine (`batching.engine.client.EngineClient`)."""
+
+    stats: EngineStats
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def heartbeat_age(self) -> float: ...
+
+    def submit(self, request: Request) -> RequestStream: ...
+
+
+@dataclass(frozen=True)
+class Service:
+    """One served model. Built once, when the engine is ready."""
+
+    settings: ServerSettings
+    engine: Engine
+    capabilities: Capabilities
+    model_name: str
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: SamplingDefaults
+    metrics: Metrics
+    admission: Admission
+    created: int = field(default_factory=lambda: int(time.time()))
+    clock: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def load(
+        cls,
+        settings: ServerSettings,
+        engine: Engine,
+        capabilities: Capabilities,
+        metrics: Metrics,
+    ) -> Service:
+        """Read the model folder's text side. Raises `TokenizerError`."""
+        folder = Path(capabilities.model)
+        admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
+        metrics.serve(capabilities, engine, admission)
+        return cls(
+            settings=settings,
+            engine=engine,
+            capabilities=capabilities,
+            model_name=metrics.model_name,
+            tokenizer=Tokenizer.load(folder),
+            template=load_chat_template(folder),
+            defaults=SamplingDefaults.load(folder),
+            metrics=metrics,
+            admission=admission,
+        )
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and output together: the model's limit, or the KV pool's."""
+        pool = self.capabilities.num_blocks * self.capabilities.block_size
+        return min(self.capabilities.max_model_len, pool)
+
+    @property
+    def prompt_limit(self) -> int:
+        """Most tokens of a prompt: one token must still fit."""
+        return self.context - 1
+
+    def check_model(self, name: str | None) -> None:
+        """Absent means the served one. Raises `ApiError` (404)."""
+        if name is not None and name != self.model_name:
+            raise ApiError(
+                f"the model {name[:200]!r} does not exist",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )

@@ -1,0 +1,122 @@
+"""Server-sent events: pre-rendered envelopes, and the response that writes them.
+
+The part of a chunk that never changes is rendered once per choice; a token costs one JSON string
+and one join. Nothing here builds a model or a dict per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.errors import ApiError, engine_dead
+from batching.engine.client import EngineDeadError
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.encode
+
+
+class Envelope:
+    """Renders the chunks of one response: `data: {...}` with everything but the news fixed."""
+
+    def __init__(
+        self, *, id: str, object: str, created: int, model: str, choices: int, chat: bool
+    ) -> None:
+        head = _encode({"id": id, "object": object, "created": created, "model": model})
+        self._head = b"data: " + head[:-1] + b',"choices":['
+        before, self._after_text = (b'"delta":{"content":', b"}") if chat else (b'"text":', b"")
+        self._prefix = [self._head + b'{"index":%d,' % index + before for index in range(choices)]
+
+    def role(self, index: int, usage: bytes) -> bytes:
+        """The first chunk of a chat choice, the only one with the role."""
+        return (
+            self._head
+            + b'{"index":%d,"delta":{"role":"assistant","content":""},' % index
+            + b'"logprobs":null,"finish_reason":null}]'
+            + usage
+            + b"}\n\n"
+        )
+
+    def delta(
+        self,
+        index: int,
+        text: str,
+        usage: bytes,
+        *,
+        logprobs: msgspec.Struct | None = None,
+        finish: str | None = None,
+        stop_reason: str | int | None = None,
+    ) -> bytes:
+        """A chunk. `usage` is `,"usage":…` as JSON text, or nothing."""
+        parts = [self._prefix[index], _encode(text), self._after_text, b',"logprobs":']
+        parts.append(b"null" if logprobs is None else _encode(logprobs))
+        if finish is None:
+            parts.append(b',"finish_reason":null}]')
+        else:
+            parts += (b',"finish_reason":', _encode(finish))
+            parts += (b',"stop_reason":', _encode(stop_reason), b"}]")
+        parts += (usage, b"}\n\n")
+        return b"".join(parts)
+
+    def usage(self, usage: bytes) -> bytes:
+        """The chunk after the last choice ended."""
+        return self._head + b"]" + usage + b"}\n\n"
+
+
+class EventStream(Response):
+    """Writes byte pieces as they come; an error on the way becomes the last event before [DONE].
+
+    `first` has been awaited by the endpoint already: errors before it were plain HTTP errors.
+    """
+
+    def __init__(
+        self, first: Sequence[bytes], rest: AsyncGenerator[bytes], close: Callable[[], None]
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"content-type": "text/event-stream; charset=utf-8"})
+        # Proxies must pass events on at once.
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"
+        self._first = first
+        self._rest = rest
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            for piece in self._first:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            try:
+                async for piece in self._rest:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                last = DONE
+            except ApiError as error:
+                last = b"data: " + error.body() + b"\n\n" + DONE
+            except EngineDeadError as error:
+                last = b"data: " + engine_dead(error).body() + b"\n\n" + DONE
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+        except ClientDisconnect:
+            pass
+        finally:
+            await self._rest.aclose()
+            self._close()
+
+
+async def event_stream(pieces: AsyncGenerator[bytes], close: Callable[[], None]) -> EventStream:
+    """Wait for the first piece, then answer. Errors until then are raised, not streamed.
+
+    `close` is called once, at the end of the response or before the error is raised.
+    """
+    try:
+        first = await anext(pieces)
+    except BaseException:
+        await pieces.aclose()
+        close()
+        raise
+    return EventStream([first], pieces, close)

@@ -1,0 +1,40 @@
+"""`stream_options`: which chunks carry usage."""
+
+from __future__ import annotations
+
+import msgspec
+
+from app.errors import ApiError
+from app.generation import Job
+from app.schemas.common import GenerationFields, StreamOptions
+from app.usage import usage_of
+
+
+class UsageOption:
+    """The `usage` part of each chunk, as JSON text to append to it."""
+
+    def __init__(self, options: StreamOptions | None, jobs: list[Job], samples: int) -> None:
+        self.include = bool(options and options.include_usage)
+        self._continuous = bool(options and options.continuous_usage_stats) and self.include
+        self._jobs = jobs
+        self._samples = samples
+
+    def suffix(self) -> bytes:
+        """For a chunk with a choice: nothing, null, or with continuous usage the counts so far."""
+        if not self.include:
+            return b""
+        return self.final() if self._continuous else b',"usage":null'
+
+    def final(self) -> bytes:
+        """The counts so far."""
+        return b',"usage":' + msgspec.json.encode(usage_of(self._jobs, self._samples))
+
+
+def check_stream_options(fields: GenerationFields) -> None:
+    """Raises `ApiError` for options of a stream that is not asked for."""
+    if fields.stream_options is not None and not fields.stream:
+        raise ApiError(
+            "stream_options: only allowed when stream is true",
+            param="stream_options",
+            code="invalid_value",
+        )

@@ -1,0 +1,149 @@
+"""Text to token ids and back, on the `tokenizers` library directly: no torch, no transformers."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import DecodeStream
+
+# Encoding below this many characters takes less time than handing it to a thread.
+_INLINE_CHARS = 8192
+# A text of more characters per token than this is measured by its head before it is encoded.
+_CHARS_PER_TOKEN = 16
+# Cutting a text may change the tokens around the cut.
+_CUT_SLACK = 64
+# Prompt tokens a decoder sees first, so that the first word keeps its leading space.
+_CONTEXT_TOKENS = 6
+
+
+class TokenizerError(ValueError):
+    """The model folder holds no tokenizer this server can use; the message says why."""
+
+
+class PromptTooLongError(ValueError):
+    """The text certainly has more tokens than allowed."""
+
+
+class Tokenizer:
+    """Immutable after load; safe to use from several threads."""
+
+    def __init__(self, backend: Backend) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.vocab_size = backend.get_vocab_size()
+        self._is_byte_level = "ByteLevel" in _decoder_types(backend)
+        self._added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read `tokenizer.json`. Raises `TokenizerError`."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerError(f"the model folder has no tokenizer.json: {folder}")
+        try:
+            return cls(Backend.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(f"cannot read {path}: {error}") from error
+
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int) -> list[int]:
+        """Token ids of `text`.
+
+        Raises `PromptTooLongError` without encoding all of it when the head alone has more than
+        `limit` tokens; a text somewhat longer than `limit` may still be returned.
+        """
+        head = limit * _CHARS_PER_TOKEN
+        if len(text) > head:
+            ids = self.backend.encode(text[:head], add_special_tokens=add_special_tokens).ids
+            if len(ids) > limit + _CUT_SLACK:
+                raise PromptTooLongError
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    async def encode_async(self, text: str, *, add_special_tokens: bool, limit: int) -> list[int]:
+        """`encode`, on a thread when the text is long (the library releases the GIL)."""
+        if len(text) <= _INLINE_CHARS:
+            return self.encode(text, add_special_tokens=add_special_tokens, limit=limit)
+        return await asyncio.to_thread(
+            self.encode, text, add_special_tokens=add_special_tokens, limit=limit
+        )
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    @lru_cache(maxsize=1 << 16)  # noqa: B019 (one tokenizer lives as long as the process)
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; a special token's are its name's."""
+        if (added := self._added.get(token)) is not None:
+            return added.encode()
+        piece = self.backend.id_to_token(token)
+        if piece is None:
+            return b""
+        if self._is_byte_level:
+            return b"".join(_BYTE_OF_CHAR.get(c) or c.encode() for c in piece)
+        if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
+            return bytes.fromhex(byte[1])
+        return piece.replace("\u2581", " ").encode()
+
+    def token_text(self, token: int) -> str:
+        """The token's bytes as text; a piece of a character shows as U+FFFD."""
+        return self.token_bytes(token).decode(errors="replace")
+
+
+class TextDecoder:
+    """Token ids to text as they come, for one stream. Never gives half a character.
+
+    `prompt` is what precedes; only text after it is given.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool
+    ) -> None:
+        self._backend = tokenizer.backend
+        self._skip = skip_special_tokens
+        self._stream = DecodeStream(list(prompt[-_CONTEXT_TOKENS:]), skip_special_tokens)
+        self._held: list[int] = []  # tokens since the last text
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        """The text that `tokens` complete; often "" inside a character."""
+        if not tokens:
+            return ""
+        try:
+            text = self._stream.step(self._backend, list(tokens))
+        except Exception:  # the library's "invalid prefix": its context ends inside a character
+            self._stream = DecodeStream([], self._skip)
+            text = self._stream.step(self._backend, [*self._held, *tokens])
+        if text is None:
+            self._held += tokens
+            return ""
+        self._held.clear()
+        return text
+
+    def flush(self) -> str:
+        """Whole characters still held when generation ends; what remains of a cut one is lost."""
+        if not self._held:
+            return ""
+        text: str = self._backend.decode(self._held, skip_special_tokens=self._skip)
+        self._held.clear()
+        return text.rstrip("\ufffd")
+
+
+def _decoder_types(backend: Backend) -> set[str]:
+    decoder = msgspec.json.decode(backend.to_str()).get("decoder") or {}
+    return {decoder.get("type", "")} | {d["type"] for d in decoder.get("decoders", [])}
+
+
+def _byte_of_char() -> dict[str, bytes]:
+    """GPT-2's byte alphabet: printable bytes are themselves, the rest follow from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in printable]
+    table = {chr(b): bytes([b]) for b in printable}
+    return table | {chr(256 + i): bytes([b]) for i, b in enumerate(rest)}
+
+
+_BYTE_OF_CHAR = _byte_of_char()

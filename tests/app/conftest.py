@@ -1,0 +1,142 @@
+"""A tiny byte-level model folder and an application around the fake engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from app.metrics import Metrics
+from app.server import create_app
+from app.service import Service
+from batching.worker.protocol import Capabilities
+from config.settings import ServerSettings
+from tests.app.fake_engine import FakeEngine, Script
+
+MODEL = "tiny"
+SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>"]
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|end|>{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}{{ suffix or '' }}"
+)
+CORPUS = ["hello world, this is a small tokenizer for tests", "naïve café 日本語 emoji 😀 text"]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tokenizer.json, tokenizer_config.json with a template, generation_config.json."""
+    folder = tmp_path_factory.mktemp("models") / MODEL
+    folder.mkdir()
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+    )
+    backend.train_from_iterator(CORPUS * 10, trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": {"content": "<|end|>"},
+        "chat_template": TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"top_k": 7}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def capabilities(model_folder: Path) -> Capabilities:
+    size = Tokenizer.from_file(str(model_folder / "tokenizer.json")).get_vocab_size()
+    return Capabilities(
+        model=str(model_folder),
+        architecture="Fake",
+        vocab_size=size,
+        max_model_len=256,
+        num_blocks=64,
+        block_size=16,
+        max_sequences=8,
+        max_step_tokens=64,
+        dtype="float32",
+        device="cpu",
+        attention="none",
+        eos_token_ids=(0,),
+    )
+
+
+class Server:
+    """An application in this process, its engine, and a client for it."""
+
+    def __init__(self, service: Service, engine: FakeEngine) -> None:
+        self.service = service
+        self.engine = engine
+        self.app = create_app(service)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.service.tokenizer.backend.encode(text, add_special_tokens=False).ids)
+
+    def say(self, text: str, *, end: bool = True) -> None:
+        """Have the engine answer every request with `text`."""
+        tokens = self.ids(text) + ([0] if end else [])
+        self.engine.script = lambda request: tokens
+
+    async def post(self, path: str, **fields: Any) -> httpx.Response:
+        return await self.http.post(path, json=fields)
+
+    async def ok(self, path: str, **fields: Any) -> dict[str, Any]:
+        response = await self.post(path, **fields)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    async def events(self, path: str, **fields: Any) -> list[dict[str, Any]]:
+        """The chunks of a stream, checked to end with [DONE]."""
+        response = await self.post(path, stream=True, **fields)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return parse_events(response.text)
+
+
+def parse_events(text: str) -> list[dict[str, Any]]:
+    pieces = text.split("\n\n")
+    assert pieces[-2:] == ["data: [DONE]", ""]
+    assert all(piece.startswith("data: ") for piece in pieces[:-1])
+    return [json.loads(piece.removeprefix("data: ")) for piece in pieces[:-2]]
+
+
+MakeServer = Callable[..., Server]
+
+
+@pytest.fixture
+async def make_server(capabilities: Capabilities) -> AsyncIterator[MakeServer]:
+    """Builds a server: `make_server(script=None, **server_settings)`."""
+    servers: list[Server] = []
+
+    def make(
+        script: Script | None = None, caps: Capabilities = capabilities, **settings: Any
+    ) -> Server:
+        metrics = Metrics(MODEL)
+        engine = FakeEngine(caps, script, metrics.on_step)
+        service = Service.load(ServerSettings(**settings), engine, caps, metrics)
+        servers.append(Server(service, engine))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        await server.http.aclose()
+        assert server.engine.running == 0
+        assert (server.service.admission.requests, server.service.admission.tokens) == (0, 0)
+
+
+@pytest.fixture
+def server(make_server: MakeServer) -> Server:
+    return make_server()
