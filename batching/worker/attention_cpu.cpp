@@ -1,0 +1,303 @@
+// Paged attention on CPU: see attention_cpu.py for the contract, the layout and the promises.
+//
+// A query row's result is a left fold over splits (SPLIT keys, at multiples of SPLIT), each split a
+// left fold over chunks (CHUNK keys). Which thread computes which split, and which rows share a
+// tile, is free: it changes time, never bits.
+#include "attention_cpu_plan.h"
+#include "attention_cpu_tiles.h"
+
+namespace slipstream {
+
+constexpr int WRITE_RUN = 32;  // tokens of one head written by a thread at a time
+
+struct Tensors {
+  const void *query, *key, *value;
+  Unit *key_pages, *value_pages;
+  void* output;
+  int64_t query_token, query_head, key_token, key_head, value_token, value_head;  // in elements
+};
+
+// ---- writing keys and values ----
+
+template <class T>
+static void write_token(const Step& step, const Layer& layer, const Tensors& tensors, int token,
+                        int head) {
+  const int64_t slot = step.slots[token];
+  if (slot < 0) return;
+  constexpr int PER = PER_UNIT<T>;
+  const int dim = layer.head_dim, size = step.block_size;
+  const int64_t page = (slot / size * layer.kv_heads + head) * (int64_t{size} * dim / PER);
+  const int offset = slot % size;
+  const T* key = static_cast<const T*>(tensors.key) + token * tensors.key_token +
+                 head * tensors.key_head;
+  const T* value = static_cast<const T*>(tensors.value) + token * tensors.value_token +
+                   head * tensors.value_head;
+  Unit* keys = tensors.key_pages + page + offset;
+  for (int u = 0; u < dim / PER; ++u)
+    std::memcpy(keys + int64_t{u} * size, key + u * PER, sizeof(Unit));
+  T* values = reinterpret_cast<T*>(tensors.value_pages + page) + int64_t{offset / PER} * dim * PER +
+              offset % PER;
+  for (int i = 0; i < dim; ++i) values[i * PER] = value[i];
+}
+
+template <class T>
+static void write_run(const Step& step, const Layer& layer, const Tensors& tensors, int run) {
+  const int first = run / layer.kv_heads * WRITE_RUN, head = run % layer.kv_heads;
+  const int last = std::min(first + WRITE_RUN, step.tokens);
+  for (int token = first; token < last; ++token)
+    write_token<T>(step, layer, tensors, token, head);
+}
+
+// ---- attending ----
+
+// One thread's buffers for one tile; grown to the largest tile seen, then kept.
+template <class T>
+struct Scratch {
+  std::vector<Unit> query, packed_keys;
+  std::vector<float> scores, split_output, output, shrink;
+  std::vector<T> weights;
+  std::vector<RowState> split_state, state;
+
+  void fit(int rows, int units, int head_dim) {
+    const size_t needed = static_cast<size_t>(rows) * head_dim;
+    if (output.size() >= needed && state.size() >= static_cast<size_t>(rows) &&
+        packed_keys.size() >= static_cast<size_t>(units) * CHUNK)
+      return;
+    query.resize(needed);
+    packed_keys.resize(static_cast<size_t>(units) * CHUNK);
+    scores.resize(static_cast<size_t>(rows) * CHUNK);
+    weights.resize(static_cast<size_t>(rows) * CHUNK);
+    output.resize(needed);
+    split_output.resize(needed);
+    shrink.resize(rows);
+    split_state.resize(rows);
+    state.resize(rows);
+  }
+};
+
+template <class T>
+struct Attend {
+  const Step& step;
+  const Layer& layer;
+  const Tensors& tensors;
+  Scratch<T>& scratch;
+  const Tile& tile;
+  const int group = layer.heads / layer.kv_heads, rows = tile.tokens * group;
+  const int dim = layer.head_dim, units = dim / PER_UNIT<T>;
+  const int64_t page_units = int64_t{units} * step.block_size;
+
+  int64_t page_offset(int block) const {
+    const int32_t* table = step.block_tables + tile.sequence * step.table_stride;
+    return (int64_t{table[block]} * layer.kv_heads + tile.kv_head) * page_units;
+  }
+
+  void load_query() {
+    const T* query = static_cast<const T*>(tensors.query);
+    T* target = reinterpret_cast<T*>(scratch.query.data());
+    for (int r = 0; r < rows; ++r)
+      std::memcpy(target + r * dim,
+                  query + (tile.token + r / group) * tensors.query_token +
+                      (tile.kv_head * group + r % group) * tensors.query_head,
+                  dim * sizeof(T));
+  }
+
+  // Keys of pages too narrow for a vector are copied side by side.
+  void locate_keys(Chunk& chunk) {
+    const int size = step.block_size, end = chunk.first + chunk.end;
+    if (size % LANES == 0) {
+      chunk.key_stride = size;
+      for (int v = chunk.begin / LANES; v * LANES < chunk.end; ++v) {
+        const int key = chunk.first + v * LANES;
+        chunk.keys[v] = tensors.key_pages + page_offset(key / size) + key % size;
+      }
+      return;
+    }
+    chunk.key_stride = CHUNK;
+    for (int key = chunk.first + chunk.begin; key < end; ++key) {
+      const Unit* source = tensors.key_pages + page_offset(key / size) + key % size;
+      Unit* target = scratch.packed_keys.data() + key - chunk.first;
+      for (int u = 0; u < units; ++u) target[u * CHUNK] = source[u * size];
+    }
+    for (int v = 0; v < CHUNK / LANES; ++v)
+      chunk.keys[v] = scratch.packed_keys.data() + v * LANES;
+  }
+
+  void locate_values(Chunk& chunk) {
+    constexpr int PER = PER_UNIT<T>;
+    const int size = step.block_size, end = chunk.first + chunk.end;
+    for (int key = chunk.first + chunk.begin; key < end;) {
+      const int stop = std::min(end, (key / size + 1) * size);
+      const Unit* row =
+          tensors.value_pages + page_offset(key / size) + int64_t{key % size / PER} * dim;
+      for (; key < stop; key += PER, row += dim) chunk.values[(key - chunk.first) / PER] = row;
+    }
+  }
+
+  // Folds one chunk into the split's state. Its keys: those from `begin` to `end` (positions).
+  void attend_chunk(int begin, int end) {
+    Chunk chunk;
+    chunk.first = begin / CHUNK * CHUNK;
+    chunk.begin = (begin - chunk.first) & ~1;
+    chunk.end = end - chunk.first;
+    // Tokens that see some key of the chunk: not before it, and not past it by a whole window.
+    const int from = std::max(0, begin - tile.position);
+    const int to = layer.window > 0
+                       ? std::min<int>(tile.tokens, end - 1 + layer.window - tile.position)
+                       : tile.tokens;
+    locate_keys(chunk);
+    locate_values(chunk);
+    const int row = from * group, count = (to - from) * group;
+    const Scoring how{layer.scale, layer.softcap};
+    compute_scores<T>(scratch.query.data() + row * units, count, units, chunk,
+                      scratch.scores.data());
+    for (int r = 0; r < count; ++r) {
+      const int position = tile.position + (row + r) / group;
+      const int first = std::max(chunk.begin, first_visible(layer, position) - chunk.first);
+      const int last = std::min(chunk.end, position + 1 - chunk.first);
+      scratch.shrink[r] =
+          update_row<T>(how, scratch.scores.data() + r * CHUNK, first, last, chunk,
+                        scratch.split_state[row + r], scratch.weights.data() + r * CHUNK);
+    }
+    accumulate_values<T>(scratch.weights.data(), count, chunk, scratch.shrink.data(), dim,
+                         scratch.split_output.data() + row * dim);
+  }
+
+  // Leaves the split's unnormalised output and softmax state in the scratch.
+  void attend_split(int split) {
+    std::fill_n(scratch.split_output.begin(), rows * dim, 0.0f);
+    std::fill_n(scratch.split_state.begin(), rows, RowState{});
+    const int limit = std::min((split + 1) * SPLIT, tile.position + tile.tokens);
+    int begin = std::max(split * SPLIT, first_visible(layer, tile.position));
+    while (begin < limit) {
+      const int end = std::min((begin / CHUNK + 1) * CHUNK, limit);
+      attend_chunk(begin, end);
+      begin = end;
+    }
+  }
+
+  void reset() {
+    std::fill_n(scratch.output.begin(), rows * dim, 0.0f);
+    std::fill_n(scratch.state.begin(), rows, RowState{});
+  }
+
+  // Folds a split into the tile's result.
+  void merge(const RowState* split_state, const float* split_output) {
+    for (int r = 0; r < rows; ++r) {
+      const RowState& part = split_state[r];
+      RowState& whole = scratch.state[r];
+      if (part.sum == 0) continue;  // this row sees no key of the split
+      const float max = std::max(whole.max, part.max);
+      const float old = whole.max == NEG_INF ? 0.0f : exponential(whole.max - max);
+      const float add = exponential(part.max - max);
+      whole.sum = whole.sum * old + part.sum * add;
+      whole.max = max;
+      float* out = scratch.output.data() + r * dim;
+      for (int i = 0; i < dim; i += LANES)
+        store(out + i, multiply_add(load(out + i), splat(old),
+                                    load(split_output + r * dim + i) * splat(add)));
+    }
+  }
+
+  void write_output() {
+    T* output = static_cast<T*>(tensors.output);
+    for (int r = 0; r < rows; ++r) {
+      const int head = tile.kv_head * group + r % group;
+      const RowState& state = scratch.state[r];
+      float shrink = 1.0f, sum = state.sum;
+      if (layer.sinks) {
+        const float max = std::max(state.max, layer.sinks[head]);
+        shrink = exponential(state.max - max);
+        sum = sum * shrink + exponential(layer.sinks[head] - max);
+      }
+      T* target = output + (int64_t{tile.token + r / group} * layer.heads + head) * dim;
+      const float* source = scratch.output.data() + r * dim;
+      for (int i = 0; i < dim; i += LANES)
+        store_as(target + i, load(source + i) * splat(shrink / sum));
+    }
+  }
+
+  void whole() {
+    reset();
+    for (int s = 0; s < tile.splits; ++s) {
+      attend_split(tile.first_split + s);
+      merge(scratch.split_state.data(), scratch.split_output.data());
+    }
+    write_output();
+  }
+
+  // One split of a tile whose splits run apart; whoever finishes last folds them, in order.
+  void part(int split, Plan& plan, int index) {
+    attend_split(tile.first_split + split);
+    const int64_t size = int64_t{rows} * (dim + 2);
+    float* mine = plan.partials.data() + tile.partial + split * size;
+    std::memcpy(mine, scratch.split_state.data(), rows * sizeof(RowState));
+    std::memcpy(mine + rows * 2, scratch.split_output.data(), int64_t{rows} * dim * sizeof(float));
+    if (plan.finished[index].fetch_add(1, std::memory_order_acq_rel) + 1 < tile.splits) return;
+    plan.finished[index].store(0, std::memory_order_relaxed);
+    reset();
+    for (int s = 0; s < tile.splits; ++s) {
+      const float* theirs = plan.partials.data() + tile.partial + s * size;
+      merge(reinterpret_cast<const RowState*>(theirs), theirs + rows * 2);
+    }
+    write_output();
+  }
+};
+
+template <class T>
+static void run_item(const Step& step, const Layer& layer, const Tensors& tensors, Plan& plan,
+                     const Item& item) {
+  static thread_local Scratch<T> scratch;
+  const Tile& tile = plan.tiles[item.tile];
+  scratch.fit(tile.tokens * (layer.heads / layer.kv_heads), layer.head_dim / PER_UNIT<T>,
+              layer.head_dim);
+  Attend<T> attend{step, layer, tensors, scratch, tile};
+  attend.load_query();
+  if (item.split < 0)
+    attend.whole();
+  else
+    attend.part(item.split, plan, item.tile);
+}
+
+// Threads take the next piece of work when they are free: on a shared machine one may be slower.
+template <class T>
+static void forward(const Step& step, const Layer& layer, const Tensors& tensors, Plan& plan) {
+  const int runs = ceil_div(step.tokens, WRITE_RUN) * layer.kv_heads;
+  const int items = static_cast<int>(plan.items.size());
+  std::atomic<int> next_run{0}, next_item{0};
+#pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
+  {
+    for (int i; (i = next_run.fetch_add(1)) < runs;) write_run<T>(step, layer, tensors, i);
+#pragma omp barrier
+    for (int i; (i = next_item.fetch_add(1)) < items;)
+      run_item<T>(step, layer, tensors, plan, plan.items[i]);
+  }
+}
+
+}  // namespace slipstream
+
+extern "C" {
+
+void* slipstream_plan(const slipstream::Step* step, const slipstream::Layer* layer) {
+  return slipstream::make_plan(*step, *layer);
+}
+
+void slipstream_free(void* plan) { delete static_cast<slipstream::Plan*>(plan); }
+
+// Strides in elements; the last dimension is contiguous.
+void slipstream_forward(const slipstream::Step* step, const slipstream::Layer* layer, void* plan,
+                        const void* query, const void* key, const void* value,
+                        slipstream::Unit* key_pages, slipstream::Unit* value_pages, void* output,
+                        int64_t query_token, int64_t query_head, int64_t key_token,
+                        int64_t key_head, int64_t value_token, int64_t value_head,
+                        int32_t bfloat16) {
+  const slipstream::Tensors tensors{query,       key,        value,     key_pages,
+                                    value_pages, output,     query_token, query_head,
+                                    key_token,   key_head,   value_token, value_head};
+  auto& work = *static_cast<slipstream::Plan*>(plan);
+  if (bfloat16)
+    slipstream::forward<slipstream::BFloat16>(*step, *layer, tensors, work);
+  else
+    slipstream::forward<float>(*step, *layer, tensors, work);
+}
+
+}

@@ -1,0 +1,171 @@
+// The three inner steps of a tile of query rows against a chunk of keys: scores, softmax, values.
+//
+// Every element of a result is accumulated in an order that depends on neither the number of rows
+// in the tile nor on its neighbours; that is what makes a token's bits independent of the batch.
+#pragma once
+
+#include <type_traits>
+
+#include "attention_cpu_simd.h"
+
+namespace slipstream {
+
+constexpr int CHUNK = 128;  // keys per softmax update; chunks start at multiples of CHUNK
+
+// Where a chunk's keys and values lie. Entry i of `keys` is vector i of sixteen keys: unit u of
+// key k is keys[k / 16][u * key_stride + k % 16]. Entry j of `values` is row j: PER_UNIT
+// consecutive tokens interleaved, head_dim units long.
+struct Chunk {
+  int first;  // position of its first key
+  int begin;  // keys [begin, end) relative to first are visible to some row; begin is even
+  int end;
+  int64_t key_stride;
+  const Unit* keys[CHUNK / LANES];
+  const Unit* values[CHUNK];
+};
+
+struct Scoring {
+  float scale;
+  float softcap;  // 0: none
+};
+
+// Online softmax (Milakov and Gimelshein 2018) of one query row.
+struct RowState {
+  float max = NEG_INF;
+  float sum = 0;
+};
+
+// Calls f with std::integral_constant n, 1 <= n <= N: a run-time count as a template argument.
+template <int N, class F>
+SLIPSTREAM_INLINE void with_constant(int n, F&& f) {
+  if constexpr (N > 1) {
+    if (n < N) return with_constant<N - 1>(n, f);
+  }
+  f(std::integral_constant<int, N>{});
+}
+
+template <class T, int ROWS, int VECS>
+void score_block(const Unit* query, int units, const Unit* const* keys, int64_t key_stride,
+                 float* scores) {
+  Vec acc[ROWS][VECS] = {};
+  for (int u = 0; u < units; ++u) {
+    Int key[VECS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) key[v] = load_units(keys[v] + u * key_stride);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const Int q = splat_unit(query[r * units + u]);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) acc[r][v] = dot_add<T>(q, key[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) store(scores + r * CHUNK + v * LANES, acc[r][v]);
+}
+
+// scores[rows][CHUNK] = query[rows][units] . keys, for the vectors that hold keys [begin, end).
+template <class T>
+void compute_scores(const Unit* query, int rows, int units, const Chunk& chunk, float* scores) {
+  const int last = (chunk.end + LANES - 1) / LANES;
+  for (int v = chunk.begin / LANES; v < last; v += TILE_VECS) {
+    const int vecs = last - v < TILE_VECS ? last - v : TILE_VECS;
+    with_constant<TILE_VECS>(vecs, [&](auto v_count) {
+      for (int r = 0; r < rows; r += TILE_ROWS)
+        with_constant<TILE_ROWS>(rows - r, [&](auto r_count) {
+          score_block<T, r_count.value, v_count.value>(query + r * units, units, chunk.keys + v,
+                                                       chunk.key_stride,
+                                                       scores + r * CHUNK + v * LANES);
+        });
+    });
+  }
+}
+
+// One row's softmax update. Of the chunk's keys this row sees [first, last). Turns its scores into
+// weights (zero where unseen, over the whole vectors of [begin, end)) and returns the factor by
+// which what was accumulated before must shrink.
+template <class T>
+float update_row(const Scoring& how, float* scores, int first, int last, const Chunk& chunk,
+                 RowState& state, T* weights) {
+  const int from = chunk.begin / LANES * LANES, to = chunk.end;
+  const int lower = first / LANES * LANES;
+  for (int i = from; i < lower; i += LANES) store_as(weights + i, Vec{});
+  Vec top = splat(NEG_INF);
+  for (int i = lower; i < last; i += LANES) {
+    Vec x = load(scores + i) * how.scale;
+    if (how.softcap > 0) x = how.softcap * hyperbolic_tangent(x / how.softcap);
+    const Int lane = lane_index() + i;
+    x = (lane >= first) & (lane < last) ? x : splat(NEG_INF);
+    store(scores + i, x);
+    top = maximum(top, x);
+  }
+  const float highest = max_lanes(top);
+  const float max = highest > state.max ? highest : state.max;
+  Vec total{};
+  int i = lower;
+  for (; i < last; i += LANES) {
+    const Vec weight = exponential(load(scores + i) - max);
+    total += weight;
+    store_as(weights + i, weight);
+  }
+  for (; i < to; i += LANES) store_as(weights + i, Vec{});
+  const float shrink = state.max == NEG_INF ? 0.0f : exponential(state.max - max);
+  state.sum = state.sum * shrink + sum_lanes(total);
+  state.max = max;
+  return shrink;
+}
+
+template <class T, int ROWS, int VECS>
+void value_block(const Unit* weights, const Unit* const* values, int count, bool half_row,
+                 const float* shrink, int head_dim, float* output) {
+  constexpr int STRIDE = CHUNK / PER_UNIT<T>;
+  Vec acc[ROWS][VECS] = {};
+  const auto add_row = [&](int j, Int mask) __attribute__((always_inline)) {
+    Int value[VECS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) value[v] = load_units(values[j] + v * LANES) & mask;
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const Int w = splat_unit(weights[r * STRIDE + j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) acc[r][v] = dot_add<T>(w, value[v], acc[r][v]);
+    }
+  };
+  for (int j = 0; j < count; ++j) add_row(j, Int{} - 1);
+  // A pair whose second token is not written yet: its weight is zero, its value may be anything.
+  if (half_row) add_row(count, Int{} + 0xffff);
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) {
+      float* out = output + r * head_dim + v * LANES;
+      store(out, multiply_add(load(out), splat(shrink[r]), acc[r][v]));
+    }
+  }
+}
+
+// output[rows][head_dim] = output * shrink + weights[rows][CHUNK] . values over keys [begin, end).
+template <class T>
+void accumulate_values(const T* weights, int rows, const Chunk& chunk, const float* shrink,
+                       int head_dim, float* output) {
+  constexpr int STRIDE = CHUNK / PER_UNIT<T>;
+  const int skip = chunk.begin / PER_UNIT<T>, count = chunk.end / PER_UNIT<T> - skip;
+  const bool half_row = chunk.end % PER_UNIT<T> != 0;
+  const Unit* packed = reinterpret_cast<const Unit*>(weights) + skip;
+  for (int c = 0; c < head_dim; c += TILE_VECS * LANES) {
+    const int vecs = (head_dim - c) / LANES;
+    const Unit* columns[CHUNK];
+    for (int j = 0; j < count + half_row; ++j) columns[j] = chunk.values[skip + j] + c;
+    with_constant<TILE_VECS>(vecs < TILE_VECS ? vecs : TILE_VECS, [&](auto v_count) {
+      for (int r = 0; r < rows; r += TILE_ROWS)
+        with_constant<TILE_ROWS>(rows - r, [&](auto r_count) {
+          value_block<T, r_count.value, v_count.value>(packed + r * STRIDE, columns, count,
+                                                       half_row, shrink + r, head_dim,
+                                                       output + r * head_dim + c);
+        });
+    });
+  }
+}
+
+}  // namespace slipstream

@@ -1,0 +1,102 @@
+"""Compiles a C++ file for this very CPU on first use, and keeps the library.
+
+The library has a plain C interface and no knowledge of torch, so it compiles in seconds and serves
+any torch. Its OpenMP runtime is the one torch already loaded: two in one process would each
+keep a team of threads and fight over the cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+NATIVE = ("-march=native",)
+# No contraction: whether a*b + c rounds once or twice must not depend on the template instance.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno")
+WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi")
+
+
+class BuildError(OSError):
+    """The library cannot be built here; the message says why."""
+
+
+def load_library(
+    source: Path, cache: Path | None = None, target: tuple[str, ...] = NATIVE
+) -> ctypes.CDLL:
+    """`source` as a shared library, compiled now if `cache` has none of its kind.
+
+    `cache` defaults to ~/.cache/slipstream; headers are the `.h` files beside the source that start
+    with its stem. Safe against other processes building the same. Raises `BuildError`.
+    """
+    try:
+        folder = cache or Path.home() / ".cache" / "slipstream"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        library = folder / f"{source.stem}-{_key(source, target)}.so"
+        if not library.exists():
+            with open(library.with_suffix(".lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not library.exists():
+                    _build(source, library, target)
+        return ctypes.CDLL(str(library))
+    except RuntimeError as error:  # no home folder
+        raise BuildError(str(error)) from error
+
+
+def openmp_runtime() -> Path:
+    """The OpenMP library loaded in this process. Raises `BuildError` if there is none, or two."""
+    maps = Path("/proc/self/maps")
+    found = set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", maps.read_text()))
+    if len(found) != 1:
+        raise BuildError(f"need exactly one OpenMP runtime in the process, found {sorted(found)}")
+    return Path(found.pop())
+
+
+def _compiler() -> str:
+    path = shutil.which("g++")
+    if path is None:
+        raise BuildError("no g++ on the PATH")
+    return path
+
+
+def _key(source: Path, target: tuple[str, ...]) -> str:
+    """A hash of whatever the library depends on."""
+    digest = hashlib.sha256()
+    for path in _files(source):
+        digest.update(path.read_bytes())
+    version = _run(_compiler(), "-dumpfullversion", "-dumpmachine")
+    digest.update(repr((version, FLAGS, target, _cpu(), openmp_runtime().name)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _files(source: Path) -> list[Path]:
+    return [source, *sorted(source.parent.glob(f"{source.stem}*.h"))]
+
+
+def _cpu() -> str:
+    """What -march=native looks at: a home folder may be shared by machines of many kinds."""
+    info = Path("/proc/cpuinfo").read_text()
+    wanted = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", info, re.MULTILINE)
+    return platform.machine() + "\n".join(sorted(set(wanted)))
+
+
+def _build(source: Path, library: Path, target: tuple[str, ...]) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        unit, linked = Path(folder, "unit.o"), Path(folder, "unit.so")
+        _run(_compiler(), *FLAGS, *WARNINGS, *target, "-c", str(source), "-o", str(unit))
+        _run(_compiler(), "-shared", str(unit), str(openmp_runtime()), "-o", str(linked))
+        os.replace(linked, library)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+    return done.stdout

@@ -1,0 +1,116 @@
+"""Paged attention inputs with known answers: what the CPU backend's tests and benchmark share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from batching.worker.attention import AttentionBackend, AttentionMetadata, LayerSpec
+
+UNDEFINED = 2**30  # a block that does not exist: reading it would crash
+
+
+@dataclass
+class Case:
+    """Sequences as (context, queries): the last `queries` of `context` tokens are computed."""
+
+    spec: LayerSpec
+    sequences: list[tuple[int, int]]
+    block_size: int = 16
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def draw(heads: int, tokens: int) -> torch.Tensor:
+            shape = (tokens, heads, self.spec.head_dim)
+            return torch.randn(shape, generator=generator).to(self.dtype)
+
+        spec = self.spec
+        self.query = [draw(spec.heads, context) for context, _ in self.sequences]
+        self.key = [draw(spec.kv_heads, context) for context, _ in self.sequences]
+        self.value = [draw(spec.kv_heads, context) for context, _ in self.sequences]
+        blocks = [-(-context // self.block_size) for context, _ in self.sequences]
+        self.num_blocks = sum(blocks) + 1
+        order = torch.randperm(self.num_blocks, generator=generator).to(torch.int32)
+        self.tables = torch.full((len(blocks), max(blocks) + 1), UNDEFINED, dtype=torch.int32)
+        for row, part in zip(self.tables, order[: sum(blocks)].split(blocks), strict=True):
+            row[: len(part)] = part
+
+    def pages(self, backend: AttentionBackend) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fresh pages full of NaN: whatever is read before it is written shows."""
+        pages = backend.allocate(self.spec, self.num_blocks, self.block_size, self.dtype)
+        for page in pages:
+            page.fill_(torch.nan)
+        return pages
+
+    def step(
+        self,
+        backend: AttentionBackend,
+        pages: tuple[torch.Tensor, torch.Tensor],
+        ranges: list[tuple[int, int, int]],
+    ) -> list[torch.Tensor]:
+        """One packed step over ranges of (sequence, first token, end); the outputs of each."""
+        metadata = self.metadata(ranges)
+        metadata.schedule = backend.prepare(metadata, [self.spec])
+        parts = [
+            torch.cat([data[s][first:end] for s, first, end in ranges])
+            for data in (self.query, self.key, self.value)
+        ]
+        output = backend.forward(*parts, pages, self.spec, metadata)
+        return list(output.split([end - first for _, first, end in ranges]))
+
+    def metadata(self, ranges: list[tuple[int, int, int]]) -> AttentionMetadata:
+        counts = torch.tensor([0] + [end - first for _, first, end in ranges])
+        slots = []
+        for s, first, end in ranges:
+            position = torch.arange(first, end)
+            block = self.tables[s, position // self.block_size].long()
+            slots.append(block * self.block_size + position % self.block_size)
+        return AttentionMetadata(
+            query_start=counts.cumsum(0).to(torch.int32),
+            context=torch.tensor([end for _, _, end in ranges], dtype=torch.int32),
+            block_tables=self.tables[[s for s, _, _ in ranges]],
+            slot_mapping=torch.cat(slots),
+            block_size=self.block_size,
+            max_query=int(counts.max()),
+            max_context=max(end for _, _, end in ranges),
+        )
+
+    def run(self, backend: AttentionBackend) -> list[torch.Tensor]:
+        """Outputs of the queried tokens; whatever precedes them is written in an earlier step."""
+        pages = self.pages(backend)
+        earlier = [(s, 0, context - n) for s, (context, n) in enumerate(self.sequences)]
+        earlier = [span for span in earlier if span[2] > 0]
+        if earlier:
+            self.step(backend, pages, earlier)
+        return self.step(backend, pages, [(s, c - n, c) for s, (c, n) in enumerate(self.sequences)])
+
+    def expected(self) -> list[torch.Tensor]:
+        """The same in float64, over dense matrices, as the definition has it."""
+        return [self._expected(s, context - n) for s, (context, n) in enumerate(self.sequences)]
+
+    def _expected(self, sequence: int, first: int) -> torch.Tensor:
+        spec, group = self.spec, self.spec.heads // self.spec.kv_heads
+        query = self.query[sequence][first:].double()
+        key = self.key[sequence].double().repeat_interleave(group, 1)
+        value = self.value[sequence].double().repeat_interleave(group, 1)
+        score = torch.einsum("qhd,khd->hqk", query, key) * spec.scale
+        if spec.softcap is not None:
+            score = spec.softcap * torch.tanh(score / spec.softcap)
+        ahead = torch.arange(key.shape[0]) - torch.arange(first, key.shape[0])[:, None]
+        hidden = ahead > 0
+        if spec.window is not None:
+            hidden |= ahead <= -spec.window
+        score = score.masked_fill(hidden, -torch.inf)
+        if spec.sinks is not None:
+            sink = spec.sinks.double()[:, None, None].expand(-1, score.shape[1], 1)
+            score = torch.cat([score, sink], -1)
+        weight = score.softmax(-1)[..., : key.shape[0]]
+        return torch.einsum("hqk,khd->qhd", weight, value)
+
+
+def spec_of(heads: int, kv_heads: int, head_dim: int, **rest: object) -> LayerSpec:
+    return replace(LayerSpec(heads, kv_heads, head_dim, head_dim**-0.5), **rest)  # type: ignore[arg-type]

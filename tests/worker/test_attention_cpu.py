@@ -1,0 +1,249 @@
+"""The C++ backend against float64 definitions, and its promise about bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from batching.worker import cpp_build
+from batching.worker.attention import LayerSpec
+from batching.worker.attention_cpu import SOURCE, CpuAttention
+from tests.worker.paged_case import Case, spec_of
+
+DTYPES = [torch.float32, torch.bfloat16]
+RAGGED = [(1, 1), (37, 1), (130, 130), (515, 1), (600, 88), (16, 16), (129, 2)]
+
+
+@pytest.fixture(scope="module")
+def backend() -> CpuAttention:
+    return CpuAttention(torch.device("cpu"))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def check(case: Case, backend: CpuAttention, tolerance: float | None = None) -> None:
+    # bfloat16: weights and outputs each round to 8 bits.
+    tolerance = tolerance or (2e-6 if case.dtype == torch.float32 else 1 / 128)
+    for got, expected in zip(case.run(backend), case.expected(), strict=True):
+        assert got.dtype == case.dtype and got.is_contiguous()
+        torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 96, 128, 256])
+def test_head_sizes(backend: CpuAttention, head_dim: int, dtype: torch.dtype) -> None:
+    check(Case(spec_of(6, 2, head_dim), RAGGED, dtype=dtype), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [1, 2, 4, 7, 8, 16, 71])
+def test_heads_sharing_a_kv_head(backend: CpuAttention, group: int, dtype: torch.dtype) -> None:
+    check(Case(spec_of(2 * group, 2, 32), RAGGED, dtype=dtype), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [2, 4, 6, 8, 16, 32, 48, 64, 256])
+def test_block_sizes(backend: CpuAttention, block_size: int, dtype: torch.dtype) -> None:
+    check(Case(spec_of(4, 2, 32), RAGGED, block_size, dtype), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [1, 2, 8, 36, 37, 38, 127, 128, 129, 514, 515, 516])
+def test_windows(backend: CpuAttention, window: int, dtype: torch.dtype) -> None:
+    check(Case(spec_of(3, 1, 32, window=window), RAGGED, dtype=dtype), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 100])
+def test_softcap_and_sinks(backend: CpuAttention, window: int | None, dtype: torch.dtype) -> None:
+    sinks = torch.tensor([3.0, -1.0, 0.0, 8.0])
+    spec = spec_of(4, 2, 64, softcap=1.5, sinks=sinks, window=window)
+    check(Case(spec, RAGGED, dtype=dtype), backend)
+
+
+def test_every_context_around_the_borders(backend: CpuAttention) -> None:
+    borders = [*range(1, 36), *range(126, 131), *range(510, 515), *range(1022, 1027)]
+    for dtype in DTYPES:
+        check(Case(spec_of(2, 1, 16), [(n, 1) for n in borders], dtype=dtype), backend)
+
+
+def test_scores_far_apart(backend: CpuAttention) -> None:
+    """Weights that underflow, and a running maximum that jumps by hundreds: scores of a thousand,
+    whose float32 spacing of 6e-5 becomes a relative error of the weights."""
+    check(Case(LayerSpec(2, 1, 64, 40.0), RAGGED), backend, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided_views(backend: CpuAttention, dtype: torch.dtype) -> None:
+    """Query, key and value as views of one merged projection, heads not even adjacent."""
+    case = Case(spec_of(4, 2, 32), [(70, 70)], dtype=dtype)
+    expected = case.run(backend)
+    merged = torch.full((70, 10, 48), torch.nan, dtype=dtype)
+    case.query[0] = merged[:, :4, 8:40].copy_(case.query[0])
+    case.key[0] = merged[:, 4:8:2, 8:40].copy_(case.key[0])
+    case.value[0] = merged[:, 5:9:2, 8:40].copy_(case.value[0])
+    metadata = case.metadata([(0, 0, 70)])
+    metadata.schedule = backend.prepare(metadata, [case.spec])
+    pages = case.pages(backend)
+    got = backend.forward(case.query[0], case.key[0], case.value[0], pages, case.spec, metadata)
+    assert torch.equal(got, expected[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 150])
+def test_bits_do_not_depend_on_the_batch(
+    backend: CpuAttention, window: int | None, dtype: torch.dtype
+) -> None:
+    case = Case(
+        spec_of(6, 2, 80, window=window), [(1300, 1), (700, 80), (3, 3), *RAGGED], dtype=dtype
+    )
+    together = case.run(backend)
+    pages = case.pages(backend)
+    for s, (context, queries) in enumerate(case.sequences):
+        if context > queries:
+            case.step(backend, pages, [(s, 0, context - queries)])
+        alone = case.step(backend, pages, [(s, context - queries, context)])
+        assert torch.equal(alone[0], together[s])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 150])
+def test_bits_do_not_depend_on_how_a_prompt_is_cut(
+    backend: CpuAttention, window: int | None, dtype: torch.dtype
+) -> None:
+    case = Case(spec_of(6, 2, 32, window=window), [(700, 700)], dtype=dtype)
+    whole = case.run(backend)[0]
+    for cut in (1, 13, 64, 300):
+        pages = case.pages(backend)
+        spans = [(0, first, min(first + cut, 700)) for first in range(0, 700, cut)]
+        parts = [case.step(backend, pages, [span])[0] for span in spans]
+        assert torch.equal(torch.cat(parts), whole), f"cut into chunks of {cut}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_do_not_depend_on_the_block_size(backend: CpuAttention, dtype: torch.dtype) -> None:
+    results = [Case(spec_of(4, 2, 64), RAGGED, size, dtype).run(backend) for size in (4, 16, 96)]
+    for other in results[1:]:
+        assert same_bits(results[0], other)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_do_not_depend_on_threads(backend: CpuAttention, dtype: torch.dtype) -> None:
+    """Work enough for a team, with long decodes whose splits go to different threads."""
+    case = Case(spec_of(4, 1, 64, sinks=torch.zeros(4)), [(3000, 1), (2600, 70)], dtype=dtype)
+    shared = case.run(backend)
+    torch.set_num_threads(1)
+    assert same_bits(case.run(backend), shared)
+    check(case, backend)
+
+
+def test_sequences_may_read_what_others_write_in_the_same_step(backend: CpuAttention) -> None:
+    case = Case(spec_of(2, 1, 32), [(64, 64), (65, 1)])
+    for data in (case.query, case.key, case.value):
+        data[1][:64] = data[0]
+    case.tables[1, :4] = case.tables[0, :4]
+    got = case.step(backend, case.pages(backend), [(1, 64, 65), (0, 0, 64)])
+    assert torch.allclose(got[0].double(), case.expected()[1], atol=2e-6)
+
+
+def test_a_token_without_a_slot_is_not_written(backend: CpuAttention) -> None:
+    case = Case(spec_of(2, 1, 32), [(5, 5)])
+    metadata = case.metadata([(0, 0, 5)])
+    metadata.slot_mapping[3:] = -1
+    metadata.schedule = backend.prepare(metadata, [case.spec])
+    pages = case.pages(backend)
+    backend.forward(case.query[0], case.key[0], case.value[0], pages, case.spec, metadata)
+    assert (~pages[0].isnan()).sum() == (~pages[1].isnan()).sum() == 3 * 32
+
+
+def test_layers_of_different_shapes_share_a_step(backend: CpuAttention) -> None:
+    specs = [spec_of(4, 2, 32), spec_of(4, 2, 32, window=8), spec_of(8, 1, 64)]
+    cases = [Case(spec, [(40, 40), (9, 9)]) for spec in specs]
+    for case in cases:
+        case.tables = cases[0].tables
+    metadata = cases[0].metadata([(0, 0, 40), (1, 0, 9)])
+    metadata.schedule = backend.prepare(metadata, specs)
+    for case in cases:
+        parts = [torch.cat(data) for data in (case.query, case.key, case.value)]
+        got = backend.forward(*parts, case.pages(backend), case.spec, metadata)
+        expected = torch.cat(case.expected())
+        assert torch.allclose(got.double(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3", "x86-64-v4"])
+def test_other_instruction_sets(target: str, tmp_path: Path) -> None:
+    """The code that lesser CPUs get, where this one can run it."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    needed = {"x86-64": {"sse2"}, "x86-64-v3": {"avx2", "fma"}, "x86-64-v4": {"avx512vl"}}[target]
+    if not needed <= flags:
+        pytest.skip(f"this CPU lacks {needed - flags}")
+    backend = CpuAttention(torch.device("cpu"), tmp_path, (f"-march={target}",))
+    for dtype in DTYPES:
+        spec = spec_of(6, 2, 80, softcap=5.0, sinks=torch.ones(6), window=400)
+        case = Case(spec, RAGGED, dtype=dtype)
+        check(case, backend)
+
+
+def test_refusals_name_the_reason(backend: CpuAttention) -> None:
+    assert backend.refuses(spec_of(4, 2, 64), torch.bfloat16) is None
+    assert "float16" in str(backend.refuses(spec_of(4, 2, 64), torch.float16))
+    assert "head size 72" in str(backend.refuses(spec_of(4, 2, 72), torch.float32))
+    assert "groups" in str(backend.refuses(spec_of(5, 2, 64), torch.float32))
+    with pytest.raises(ValueError, match="pairs"):
+        backend.allocate(spec_of(4, 2, 64), 1, 3, torch.bfloat16)
+    with pytest.raises(OSError, match="CPU"):
+        CpuAttention(torch.device("meta"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_page_bytes_are_what_is_allocated(backend: CpuAttention, dtype: torch.dtype) -> None:
+    spec = spec_of(6, 3, 80)
+    pages = backend.allocate(spec, 5, 16, dtype)
+    assert sum(page.nbytes for page in pages) == 5 * backend.page_bytes(spec, 16, dtype)
+
+
+def test_one_openmp_runtime_in_the_process(backend: CpuAttention) -> None:
+    assert cpp_build.openmp_runtime().is_file()  # raises if the library brought a second
+
+
+def test_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpp_build.load_library(SOURCE, tmp_path)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(cpp_build, "_build", fail)
+    cpp_build.load_library(SOURCE, tmp_path)
+    with pytest.raises(AssertionError, match="built again"):
+        cpp_build.load_library(SOURCE, tmp_path, ("-march=native", "-DOTHER"))
+    assert len(list(tmp_path.glob("*.so"))) == 1
+
+
+def test_without_a_compiler_the_reason_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match="no g\\+\\+"):
+        CpuAttention(torch.device("cpu"), tmp_path)
+
+
+def test_a_failed_build_quotes_the_compiler_and_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "broken.cpp"
+    source.write_text("int f( {")
+    with pytest.raises(cpp_build.BuildError, match=r"broken\.cpp:1"):
+        cpp_build.load_library(source, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.so"))
