@@ -59,7 +59,7 @@ _TERMS = 5
 _PRIOR = msgspec.structs.astuple(Coefficients())
 _PRIOR_VARIANCE = 25.0  # of a coefficient in units of its prior mean
 _NOISE_VARIANCE = 0.01  # of a step's duration relative to itself
-_FORGETTING = 0.998  # half the weight after about 350 steps
+_FORGETTING = 0.99  # half the weight after about 70 steps
 _ERROR_DECAY = 0.95
 
 
