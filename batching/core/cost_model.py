@@ -120,14 +120,14 @@ class CostModel:
     def largest_chunk(self, start: int, seconds: float, limit: int) -> int:
         """The most tokens, at most `limit`, a chunk at `start` may have to add <= `seconds`."""
         k = self.coefficients
+        if self.chunk_seconds(start, limit) <= seconds:  # also if nothing costs, or time has no end
+            return limit
         room = seconds - k.sequence - k.context_token * start
         if room <= 0.0:
             return 0
         slope = k.prefill_token + k.context_token + k.prefill_pair * start
         root = slope + math.sqrt(slope * slope + 2.0 * k.prefill_pair * room)
-        if 2.0 * room >= root * limit:  # also where nothing costs anything, or time is infinite
-            return limit
-        return int(2.0 * room / root)
+        return min(limit, int(2.0 * room / root))
 
     def update(self, features: StepFeatures, seconds: float) -> None:
         """Learn from a step that took `seconds`. Times that are no positive number are ignored."""

@@ -10,11 +10,12 @@ from batching.core.types import Limits, StepPlan, StepResult, TokenLogprobs
 VOCABULARY = 7
 
 
-def next_token(tokens: list[int], salt: bytes = b"") -> int:
+def next_token(tokens: list[int]) -> int:
     """The fake model: depends on every token before."""
     value = len(tokens)
     for token in tokens:
-        value = (value * 31 + token + 1) % 1_000_003
+        value = (value ^ token) * 2654435761 % 2**32
+        value ^= value >> 15
     return value % VOCABULARY
 
 

@@ -84,9 +84,8 @@ def test_a_lasting_change_is_followed() -> None:
         model.update(features, seconds(SLOW, features))
     for features in steps(rng, 300):
         model.update(features, 2.0 * seconds(SLOW, features))
-    assert 1.8 < model.predict(StepFeatures(512, 8, 8192, 131072)) / seconds(
-        SLOW, StepFeatures(512, 8, 8192, 131072)
-    )
+    sample = StepFeatures(512, 8, 8192, 131072)
+    assert model.predict(sample) > 1.7 * seconds(SLOW, sample)
 
 
 def test_decode_only_hours_do_not_unlearn_prefill() -> None:
@@ -131,9 +130,9 @@ def test_nonsense_durations_are_ignored(nonsense: float) -> None:
 
 @given(
     start=st.integers(0, 100_000),
-    room=st.floats(0.0, 10.0),
+    room=st.one_of(st.floats(0.0, 10.0), st.just(math.inf)),
     limit=st.integers(0, 10_000),
-    truth=st.sampled_from([FAST, SLOW, Coefficients(0.0, 0.0, 0.0, 0.0, 0.0)]),
+    truth=st.builds(Coefficients, *[st.sampled_from([0.0, 1e-9, 1e-6, 1e-4])] * 5),
 )
 def test_the_largest_chunk_fits_and_one_more_would_not(
     start: int, room: float, limit: int, truth: Coefficients
@@ -145,10 +144,6 @@ def test_the_largest_chunk_fits_and_one_more_would_not(
         assert model.chunk_seconds(start, count) <= room * (1 + 1e-9)
     if count < limit:
         assert model.chunk_seconds(start, count + 1) > room * (1 - 1e-9)
-
-
-def test_unlimited_time_allows_the_limit() -> None:
-    assert CostModel().largest_chunk(5, math.inf, 123) == 123
 
 
 def test_features_of_a_plan() -> None:
