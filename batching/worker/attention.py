@@ -8,12 +8,15 @@ sequence's pages, causally.
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from batching.worker.protocol import UnsupportedModelError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def choose_backend(
 ) -> AttentionBackend:
     """The backend of that name, or for "auto" the fastest that can serve all layers.
 
-    Raises `UnsupportedModelError` with every candidate's reason if none can.
+    Logs why a faster one was passed over. Raises `UnsupportedModelError` with every candidate's
+    reason if none can serve.
     """
     names = PREFERRED.get(device.type, FALLBACK) if name == "auto" else (name,)
     reasons = []
@@ -112,6 +116,8 @@ def choose_backend(
             continue
         refusals = {backend.refuses(spec, dtype) for spec in specs} - {None}
         if not refusals:
+            if reasons:
+                logger.warning("attention backend %s; not %s", candidate, "; not ".join(reasons))
             return backend
         reasons.append(f"{candidate}: {', '.join(sorted(map(str, refusals)))}")
     raise UnsupportedModelError("no attention backend can serve the model: " + "; ".join(reasons))
