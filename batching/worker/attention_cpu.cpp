@@ -25,18 +25,18 @@ static void write_token(const Step& step, const Layer& layer, const Tensors& ten
   const int64_t slot = step.slots[token];
   if (slot < 0) return;
   constexpr int PER = PER_UNIT<T>;
-  const int dim = layer.head_dim, size = step.block_size;
-  const int64_t page = (slot / size * layer.kv_heads + head) * (int64_t{size} * dim / PER);
+  const int dim = layer.head_dim, columns = value_columns(layer), size = step.block_size;
+  const int64_t page = slot / size * layer.kv_heads + head;
   const int offset = slot % size;
   const T* key = static_cast<const T*>(tensors.key) + token * tensors.key_token +
                  head * tensors.key_head;
   const T* value = static_cast<const T*>(tensors.value) + token * tensors.value_token +
                    head * tensors.value_head;
-  Unit* keys = tensors.key_pages + page + offset;
+  Unit* keys = tensors.key_pages + page * (dim / PER * size) + offset;
   for (int u = 0; u < dim / PER; ++u)
     std::memcpy(keys + int64_t{u} * size, key + u * PER, sizeof(Unit));
-  T* values = reinterpret_cast<T*>(tensors.value_pages + page) + int64_t{offset / PER} * dim * PER +
-              offset % PER;
+  Unit* row = tensors.value_pages + (page * size + offset) / PER * columns;
+  T* values = reinterpret_cast<T*>(row) + offset % PER;
   for (int i = 0; i < dim; ++i) values[i * PER] = value[i];
 }
 
@@ -58,8 +58,8 @@ struct Scratch {
   std::vector<T> weights;
   std::vector<RowState> split_state, state;
 
-  void fit(int rows, int units, int head_dim) {
-    const size_t needed = static_cast<size_t>(rows) * head_dim;
+  void fit(int rows, int units, int columns) {
+    const size_t needed = static_cast<size_t>(rows) * columns;
     if (output.size() >= needed && state.size() >= static_cast<size_t>(rows) &&
         packed_keys.size() >= static_cast<size_t>(units) * CHUNK)
       return;
@@ -83,12 +83,17 @@ struct Attend {
   Scratch<T>& scratch;
   const Tile& tile;
   const int group = layer.heads / layer.kv_heads, rows = tile.tokens * group;
-  const int dim = layer.head_dim, units = dim / PER_UNIT<T>;
-  const int64_t page_units = int64_t{units} * step.block_size;
+  const int dim = layer.head_dim, columns = value_columns(layer), size = step.block_size;
+  const int units = dim / PER_UNIT<T>;
 
-  int64_t page_offset(int block) const {
+  int64_t page(int block) const {
     const int32_t* table = step.block_tables + tile.sequence * step.table_stride;
-    return (int64_t{table[block]} * layer.kv_heads + tile.kv_head) * page_units;
+    return int64_t{table[block]} * layer.kv_heads + tile.kv_head;
+  }
+
+  // Key `position`; its units are block_size apart.
+  const Unit* key(int position) const {
+    return tensors.key_pages + page(position / size) * (units * size) + position % size;
   }
 
   void load_query() {
@@ -103,19 +108,16 @@ struct Attend {
 
   // Keys of pages too narrow for a vector are copied side by side.
   void locate_keys(Chunk& chunk) {
-    const int size = step.block_size, end = chunk.first + chunk.end;
     if (size % LANES == 0) {
       chunk.key_stride = size;
-      for (int v = chunk.begin / LANES; v * LANES < chunk.end; ++v) {
-        const int key = chunk.first + v * LANES;
-        chunk.keys[v] = tensors.key_pages + page_offset(key / size) + key % size;
-      }
+      for (int v = chunk.begin / LANES; v * LANES < chunk.end; ++v)
+        chunk.keys[v] = key(chunk.first + v * LANES);
       return;
     }
     chunk.key_stride = CHUNK;
-    for (int key = chunk.first + chunk.begin; key < end; ++key) {
-      const Unit* source = tensors.key_pages + page_offset(key / size) + key % size;
-      Unit* target = scratch.packed_keys.data() + key - chunk.first;
+    for (int i = chunk.begin; i < chunk.end; ++i) {
+      const Unit* source = key(chunk.first + i);
+      Unit* target = scratch.packed_keys.data() + i;
       for (int u = 0; u < units; ++u) target[u * CHUNK] = source[u * size];
     }
     for (int v = 0; v < CHUNK / LANES; ++v)
@@ -124,12 +126,11 @@ struct Attend {
 
   void locate_values(Chunk& chunk) {
     constexpr int PER = PER_UNIT<T>;
-    const int size = step.block_size, end = chunk.first + chunk.end;
-    for (int key = chunk.first + chunk.begin; key < end;) {
-      const int stop = std::min(end, (key / size + 1) * size);
-      const Unit* row =
-          tensors.value_pages + page_offset(key / size) + int64_t{key % size / PER} * dim;
-      for (; key < stop; key += PER, row += dim) chunk.values[(key - chunk.first) / PER] = row;
+    for (int i = chunk.begin; i < chunk.end;) {
+      const int offset = (chunk.first + i) % size, stop = std::min(chunk.end, i + size - offset);
+      const int64_t block = page((chunk.first + i) / size) * size + offset;
+      const Unit* row = tensors.value_pages + block / PER * columns;
+      for (; i < stop; i += PER, row += columns) chunk.values[i / PER] = row;
     }
   }
 
@@ -158,13 +159,13 @@ struct Attend {
           update_row<T>(how, scratch.scores.data() + r * CHUNK, first, last, chunk,
                         scratch.split_state[row + r], scratch.weights.data() + r * CHUNK);
     }
-    accumulate_values<T>(scratch.weights.data(), count, chunk, scratch.shrink.data(), dim,
-                         scratch.split_output.data() + row * dim);
+    accumulate_values<T>(scratch.weights.data(), count, chunk, scratch.shrink.data(), columns,
+                         scratch.split_output.data() + row * columns);
   }
 
   // Leaves the split's unnormalised output and softmax state in the scratch.
   void attend_split(int split) {
-    std::fill_n(scratch.split_output.begin(), rows * dim, 0.0f);
+    std::fill_n(scratch.split_output.begin(), rows * columns, 0.0f);
     std::fill_n(scratch.split_state.begin(), rows, RowState{});
     const int limit = std::min((split + 1) * SPLIT, tile.position + tile.tokens);
     int begin = std::max(split * SPLIT, first_visible(layer, tile.position));
@@ -176,7 +177,7 @@ struct Attend {
   }
 
   void reset() {
-    std::fill_n(scratch.output.begin(), rows * dim, 0.0f);
+    std::fill_n(scratch.output.begin(), rows * columns, 0.0f);
     std::fill_n(scratch.state.begin(), rows, RowState{});
   }
 
@@ -191,10 +192,10 @@ struct Attend {
       const float add = exponential(part.max - max);
       whole.sum = whole.sum * old + part.sum * add;
       whole.max = max;
-      float* out = scratch.output.data() + r * dim;
-      for (int i = 0; i < dim; i += LANES)
+      float* out = scratch.output.data() + r * columns;
+      for (int i = 0; i < columns; i += LANES)
         store(out + i, multiply_add(load(out + i), splat(old),
-                                    load(split_output + r * dim + i) * splat(add)));
+                                    load(split_output + r * columns + i) * splat(add)));
     }
   }
 
@@ -210,9 +211,12 @@ struct Attend {
         sum = sum * shrink + exponential(layer.sinks[head] - max);
       }
       T* target = output + (int64_t{tile.token + r / group} * layer.heads + head) * dim;
-      const float* source = scratch.output.data() + r * dim;
-      for (int i = 0; i < dim; i += LANES)
-        store_as(target + i, load(source + i) * splat(shrink / sum));
+      const float* source = scratch.output.data() + r * columns;
+      for (int i = 0; i < dim; i += LANES) {
+        T lanes[LANES];
+        store_as(lanes, load(source + i) * splat(shrink / sum));
+        std::memcpy(target + i, lanes, std::min(LANES, dim - i) * sizeof(T));
+      }
     }
   }
 
@@ -228,10 +232,10 @@ struct Attend {
   // One split of a tile whose splits run apart; whoever finishes last folds them, in order.
   void part(int split, Plan& plan, int index) {
     attend_split(tile.first_split + split);
-    const int64_t size = int64_t{rows} * (dim + 2);
+    const int64_t size = int64_t{rows} * (columns + 2);
     float* mine = plan.partials.data() + tile.partial + split * size;
     std::memcpy(mine, scratch.split_state.data(), rows * sizeof(RowState));
-    std::memcpy(mine + rows * 2, scratch.split_output.data(), int64_t{rows} * dim * sizeof(float));
+    std::copy_n(scratch.split_output.begin(), rows * columns, mine + rows * 2);
     if (plan.finished[index].fetch_add(1, std::memory_order_acq_rel) + 1 < tile.splits) return;
     plan.finished[index].store(0, std::memory_order_relaxed);
     reset();
@@ -249,7 +253,7 @@ static void run_item(const Step& step, const Layer& layer, const Tensors& tensor
   static thread_local Scratch<T> scratch;
   const Tile& tile = plan.tiles[item.tile];
   scratch.fit(tile.tokens * (layer.heads / layer.kv_heads), layer.head_dim / PER_UNIT<T>,
-              layer.head_dim);
+              value_columns(layer));
   Attend<T> attend{step, layer, tensors, scratch, tile};
   attend.load_query();
   if (item.split < 0)

@@ -10,7 +10,8 @@ Layout, head-major, so that a query tile streams contiguous pages. With p = 2 el
 unit for bfloat16 and p = 1 for float32:
   keys   [blocks, kv_heads, head_dim / p, block_size, p]: sixteen neighbouring keys are one vector
   values [blocks, kv_heads, block_size / p, head_dim, p]: two neighbouring tokens interleaved
-which is what the bfloat16 dot-product instructions take as their second operand, unchanged.
+which is what the bfloat16 dot-product instructions take as their second operand, unchanged. Value
+rows are as long as whole vectors: a head size of 72 takes 80.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from batching.worker.cpp_build import NATIVE, load_library
 
 SOURCE = Path(__file__).with_name("attention_cpu.cpp")
 PER_UNIT = {torch.float32: 1, torch.bfloat16: 2}
-MAX_HEAD_DIM = 512
+LANES = 16
+
+
+def _columns(spec: LayerSpec) -> int:
+    return -(-spec.head_dim // LANES) * LANES
 
 
 class _Step(ctypes.Structure):
@@ -137,14 +142,15 @@ class CpuAttention:
     def refuses(self, spec: LayerSpec, dtype: torch.dtype) -> str | None:
         if dtype not in PER_UNIT:
             return f"dtype {dtype}".replace("torch.", "")
-        if spec.head_dim % 16 or not 16 <= spec.head_dim <= MAX_HEAD_DIM:
-            return f"head size {spec.head_dim}, not a multiple of 16 up to {MAX_HEAD_DIM}"
+        if spec.head_dim % PER_UNIT[dtype]:
+            return f"odd head size {spec.head_dim} with {dtype}".replace("torch.", "")
         if spec.heads % spec.kv_heads:
             return f"{spec.heads} heads do not divide into {spec.kv_heads} groups"
         return None
 
     def page_bytes(self, spec: LayerSpec, block_size: int, dtype: torch.dtype) -> int:
-        return 2 * block_size * spec.kv_heads * spec.head_dim * dtype.itemsize
+        dims = spec.head_dim + _columns(spec)
+        return block_size * spec.kv_heads * dims * dtype.itemsize
 
     def allocate(
         self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype
@@ -152,10 +158,10 @@ class CpuAttention:
         per = PER_UNIT[dtype]
         if block_size % per:
             raise ValueError(f"a block of {block_size} {dtype} tokens does not divide into pairs")
-        head, dim = (num_blocks, spec.kv_heads), spec.head_dim
+        head = (num_blocks, spec.kv_heads)
         return (
-            torch.empty((*head, dim // per, block_size, per), dtype=dtype),
-            torch.empty((*head, block_size // per, dim, per), dtype=dtype),
+            torch.empty((*head, spec.head_dim // per, block_size, per), dtype=dtype),
+            torch.empty((*head, block_size // per, _columns(spec), per), dtype=dtype),
         )
 
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> _Schedule:

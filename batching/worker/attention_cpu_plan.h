@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "attention_cpu_simd.h"
+
 namespace slipstream {
 
 constexpr int SPLIT = 512;       // keys; a multiple of CHUNK
@@ -50,6 +52,9 @@ struct Plan {
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// Columns of a value row: the head size, up to whole vectors. What lies beyond it is undefined.
+inline int value_columns(const Layer& layer) { return ceil_div(layer.head_dim, LANES) * LANES; }
+
 inline int tile_tokens(const Layer& layer) {
   return std::max(1, TILE_TARGET / (layer.heads / layer.kv_heads));
 }
@@ -88,7 +93,7 @@ inline void add_items(const Layer& layer, int64_t share, Plan& plan) {
       continue;
     }
     tile.partial = floats;
-    floats += int64_t{tile.splits} * rows * (layer.head_dim + 2);
+    floats += int64_t{tile.splits} * rows * (value_columns(layer) + 2);
     for (int s = 0; s < tile.splits; ++s)
       plan.items.push_back({static_cast<int32_t>(t), s, cost / tile.splits});
   }

@@ -14,7 +14,7 @@ constexpr int CHUNK = 128;  // keys per softmax update; chunks start at multiple
 
 // Where a chunk's keys and values lie. Entry i of `keys` is vector i of sixteen keys: unit u of
 // key k is keys[k / 16][u * key_stride + k % 16]. Entry j of `values` is row j: PER_UNIT
-// consecutive tokens interleaved, head_dim units long.
+// consecutive tokens interleaved, `columns` units long (a multiple of LANES).
 struct Chunk {
   int first;  // position of its first key
   int begin;  // keys [begin, end) relative to first are visible to some row; begin is even
@@ -118,7 +118,7 @@ float update_row(const Scoring& how, float* scores, int first, int last, const C
 
 template <class T, int ROWS, int VECS>
 void value_block(const Unit* weights, const Unit* const* values, int count, bool half_row,
-                 const float* shrink, int head_dim, float* output) {
+                 const float* shrink, int columns, float* output) {
   constexpr int STRIDE = CHUNK / PER_UNIT<T>;
   Vec acc[ROWS][VECS] = {};
   const auto add_row = [&](int j, Int mask) __attribute__((always_inline)) {
@@ -139,30 +139,30 @@ void value_block(const Unit* weights, const Unit* const* values, int count, bool
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < VECS; ++v) {
-      float* out = output + r * head_dim + v * LANES;
+      float* out = output + r * columns + v * LANES;
       store(out, multiply_add(load(out), splat(shrink[r]), acc[r][v]));
     }
   }
 }
 
-// output[rows][head_dim] = output * shrink + weights[rows][CHUNK] . values over keys [begin, end).
+// output[rows][columns] = output * shrink + weights[rows][CHUNK] . values over keys [begin, end).
 template <class T>
 void accumulate_values(const T* weights, int rows, const Chunk& chunk, const float* shrink,
-                       int head_dim, float* output) {
+                       int columns, float* output) {
   constexpr int STRIDE = CHUNK / PER_UNIT<T>;
   const int skip = chunk.begin / PER_UNIT<T>, count = chunk.end / PER_UNIT<T> - skip;
   const bool half_row = chunk.end % PER_UNIT<T> != 0;
   const Unit* packed = reinterpret_cast<const Unit*>(weights) + skip;
-  for (int c = 0; c < head_dim; c += TILE_VECS * LANES) {
-    const int vecs = (head_dim - c) / LANES;
-    const Unit* columns[CHUNK];
-    for (int j = 0; j < count + half_row; ++j) columns[j] = chunk.values[skip + j] + c;
+  for (int c = 0; c < columns; c += TILE_VECS * LANES) {
+    const int vecs = (columns - c) / LANES;
+    const Unit* values[CHUNK];
+    for (int j = 0; j < count + half_row; ++j) values[j] = chunk.values[skip + j] + c;
     with_constant<TILE_VECS>(vecs < TILE_VECS ? vecs : TILE_VECS, [&](auto v_count) {
       for (int r = 0; r < rows; r += TILE_ROWS)
         with_constant<TILE_ROWS>(rows - r, [&](auto r_count) {
-          value_block<T, r_count.value, v_count.value>(packed + r * STRIDE, columns, count,
-                                                       half_row, shrink + r, head_dim,
-                                                       output + r * head_dim + c);
+          value_block<T, r_count.value, v_count.value>(packed + r * STRIDE, values, count,
+                                                       half_row, shrink + r, columns,
+                                                       output + r * columns + c);
         });
     });
   }
