@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Any
 
+import msgspec
 
 _DETAIL_BYTES = 300
 
@@ -31,7 +32,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class Outcome(msgspec.Struct):
@@ -94,7 +95,7 @@ class EventStream:
         except msgspec.MsgspecError:
             self._fail("bad event", data)
             return
-        if chunk.error is not None and bytes(chunk.error) != b"null":
+        if chunk.error is not None:
             self._fail("error in stream", data)
         if chunk.usage is not None:
             self._usage = chunk.usage

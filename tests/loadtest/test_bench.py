@@ -1,0 +1,87 @@
+"""`slipstream bench` as a user runs it, against a scripted server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.cli import main
+from tests.loadtest.scripted_server import (
+    DONE,
+    HEAD,
+    ManualClock,
+    Reply,
+    event,
+    plain,
+    serving,
+    usage,
+)
+
+
+async def server_script(request: dict[str, Any], reply: Reply) -> None:
+    if not request:
+        reply._writer.write(plain("200 OK", b'{"data": [{"id": "the-model"}]}'))
+        return
+    if request["max_tokens"] == 13:
+        reply._writer.write(plain("429 Too Many Requests", b'{"error": {"message": "full"}}'))
+        return
+    count = request["max_tokens"]
+    events = b"".join(event(f" {n}") for n in range(count - 1)) + event("!", "length")
+    data = events + usage(len(request["prompt"]), count) + DONE
+    reply._writer.write(HEAD + b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data))
+
+
+async def bench(*arguments: str) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+    async with serving(server_script, ManualClock()) as server:
+        code = await asyncio.to_thread(main, ["--url", server.url, *arguments])
+        return code, server.requests
+
+
+@pytest.mark.parametrize("load", [["--concurrency", "3"], ["--rate", "500"]])
+async def test_a_run_is_reported(
+    load: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "result.json"
+    sizes = ["--requests", "20", "--warmup", "2", "--input-tokens", "9", "--output-tokens", "4"]
+    code, requests = await bench(*load, *sizes, "--out", str(out), "--api-key", "hidden")
+    assert code == 0
+    summary = json.loads(out.read_text())["summary"]
+    assert summary["requests"] == {"sent": 20, "completed": 20}
+    assert summary["tokens"] == {"input": 180, "output": 80, "cached": 0}
+    assert summary["disagreements"] == {}
+    assert "hidden" not in out.read_text()
+    printed = capsys.readouterr().out
+    assert "20 of 20 requests" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+    sent = [body for path, body in requests if path == "/v1/completions"]
+    assert len(sent) == 22
+    assert {(b["model"], b["max_tokens"], b["temperature"], b["ignore_eos"]) for b in sent} == {
+        ("the-model", 4, 0.0, True)
+    }
+    assert all(b["stream_options"] == {"include_usage": True} for b in sent)
+
+
+async def test_failures_are_shown_and_make_the_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _ = await bench("--requests", "3", "--output-tokens", "13", "--no-ignore-eos")
+    assert code == 1
+    assert "error: HTTP 429: 3, such as" in capsys.readouterr().out
+
+
+async def test_no_server_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await asyncio.to_thread(main, ["--url", "http://127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--rate 0", "--rate 1 --concurrency 2", "--requests x", "--spread 1", "--nonsense"]
+)
+def test_wrong_usage_is_exit_code_2(wrong: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(wrong.split())
+    assert stop.value.code == 2
