@@ -106,7 +106,7 @@ class ChatHandler:
             self.fields.max_tokens if newer is None else newer,
             prompt_tokens,
             self.service.context,
-            default=None,
+            default=self.service.defaults.max_new_tokens,
             param="max_tokens" if newer is None else "max_completion_tokens",
         )
 

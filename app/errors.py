@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -13,8 +12,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from batching.engine.client import EngineDeadError
-
-logger = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it, logs are
@@ -89,7 +86,6 @@ def install_error_handlers(app: FastAPI) -> None:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
     async def unexpected(request: Request, error: Exception) -> Response:
-        logger.error("unexpected error in %s", request.url.path, exc_info=error)
         return ApiError("internal server error", status=500, code="internal_error").response()
 
     app.add_exception_handler(ApiError, api_error)

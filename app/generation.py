@@ -90,7 +90,7 @@ class Generation:
                 )
                 self._streams.append(service.engine.submit(request))
                 service.metrics.request_started(request)
-        except EngineDeadError:
+        except Exception:
             self._ending = FinishReason.ERROR
             self.close()
             raise

@@ -25,6 +25,7 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
 
     @classmethod
     def load(cls, folder: Path) -> SamplingDefaults:

@@ -25,10 +25,9 @@ from app.middleware import ApiKeys, RequestId
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
 from app.service import Service
-from app.startup_log import ProgressLines, startup_lines
+from app.startup_log import log_progress, log_ready
 from app.tokenizer import TokenizerError
 from batching.engine.client import EngineClient, EngineStartError
-from batching.engine.messages import Progress
 from config.settings import EngineSettings, ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -113,9 +112,6 @@ def serve(engine_settings: EngineSettings, server_settings: ServerSettings) -> i
 
     `engine_settings.model` is a local folder.
     """
-    logging.basicConfig(
-        level=server_settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(engine_settings, server_settings))
 
@@ -123,14 +119,8 @@ def serve(engine_settings: EngineSettings, server_settings: ServerSettings) -> i
 async def _serve(engine_settings: EngineSettings, settings: ServerSettings) -> int:
     metrics = Metrics(settings.served_model_name or Path(engine_settings.model).name)
     engine = EngineClient(engine_settings, on_step=metrics.on_step)
-    progress = ProgressLines()
-
-    def show(message: Progress) -> None:
-        if line := progress.line(message.phase, message.fraction):
-            logger.info("%s", line)
-
     try:
-        capabilities = await engine.start(show)
+        capabilities = await engine.start(log_progress)
         service = Service.load(settings, engine, capabilities, metrics)
         await _serve_http(service)
     except (EngineStartError, TokenizerError) as error:
@@ -155,6 +145,5 @@ async def _serve_http(service: Service) -> None:
     listener = config.bind_socket()
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    for line in startup_lines(service.capabilities, service.model_name, url):
-        logger.info("%s", line)
+    log_ready(service.capabilities, url, service.model_name)
     await uvicorn.Server(config).serve(sockets=[listener])

@@ -106,7 +106,7 @@ class TextDecoder:
     ) -> None:
         self._backend = tokenizer.backend
         self._skip = skip_special_tokens
-        self._stream = DecodeStream(list(prompt[-_CONTEXT_TOKENS:]), skip_special_tokens)
+        self._stream = DecodeStream(_context(tokenizer, prompt), skip_special_tokens)
         self._held: list[int] = []  # tokens since the last text
 
     def feed(self, tokens: Sequence[int]) -> str:
@@ -131,6 +131,14 @@ class TextDecoder:
         text: str = self._backend.decode(self._held, skip_special_tokens=self._skip)
         self._held.clear()
         return text.rstrip("\ufffd")
+
+
+def _context(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
+    """The prompt's last tokens, from one that does not begin inside a character."""
+    start = max(len(prompt) - _CONTEXT_TOKENS, 0)
+    while start > 0 and 0x80 <= (tokenizer.token_bytes(prompt[start]) or b" ")[0] < 0xC0:
+        start -= 1
+    return list(prompt[start:])
 
 
 def _decoder_types(backend: Backend) -> set[str]:

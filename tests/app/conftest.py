@@ -45,7 +45,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": {"content": "<|end|>"},
+        "eos_token": "<|end|>",
         "chat_template": TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -132,6 +132,7 @@ async def make_server(capabilities: Capabilities) -> AsyncIterator[MakeServer]:
 
     yield make
     for server in servers:
+        server.engine.resume.set()
         await server.http.aclose()
         assert server.engine.running == 0
         assert (server.service.admission.requests, server.service.admission.tokens) == (0, 0)

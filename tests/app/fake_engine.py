@@ -24,7 +24,7 @@ Script = Callable[[Request], Sequence[int]]
 class FakeEngine:
     """Gives every request the tokens of `script`, one per step, each step one loop turn.
 
-    While `paused` is clear nothing is generated. `abort`ed ids are recorded. `die` fails all
+    While `resume` is clear nothing is generated. `abort`ed ids are recorded. `die` fails all
     streams, as a dead child does. Like the real one it ends at stop tokens and `max_tokens`.
     """
 
@@ -46,6 +46,7 @@ class FakeEngine:
         self.tokens_per_step = tokens_per_step
         self.error: str | None = None  # requests end with this error
         self.die_after: int | None = None  # tokens of a request before the engine dies
+        self.free_tokens = 0  # tokens of each request that need no `resume`
         self.resume = asyncio.Event()
         self.resume.set()
         self._streams: dict[str, RequestStream] = {}
@@ -80,7 +81,8 @@ class FakeEngine:
         tokens = list(self.script(request))[: params.max_tokens]
         done = 0
         while request.id in self._streams:
-            await self.resume.wait()
+            if done >= self.free_tokens:
+                await self.resume.wait()
             await asyncio.sleep(0)
             if self.die_after is not None and done >= self.die_after:
                 self.die()

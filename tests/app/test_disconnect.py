@@ -1,0 +1,105 @@
+"""A client that goes away frees its request at once; a slow one delays nobody. Real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import uvicorn
+
+from tests.app.conftest import MakeServer, Server
+
+PATIENCE = 10.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def live(make_server: MakeServer) -> AsyncIterator[tuple[Server, int]]:
+    server = make_server()
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(server.app, lifespan="off", log_level="warning")
+    http = uvicorn.Server(config)
+    task = asyncio.create_task(http.serve(sockets=[sock]))
+    await until(lambda: http.started)
+    yield server, sock.getsockname()[1]
+    http.should_exit = True
+    await task
+
+
+async def send(port: int, **fields: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = json.dumps({"prompt": [70], "max_tokens": 200, "seed": 1, **fields}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+async def test_before_the_first_token(live: tuple[Server, int], stream: bool, n: int) -> None:
+    server, port = live
+    server.engine.resume.clear()
+    _, writer = await send(port, stream=stream, n=n)
+    await until(lambda: server.engine.running == n)
+    assert server.service.admission.requests == n
+    writer.close()
+    await until(lambda: len(server.engine.aborted) == n)
+    await until(lambda: server.service.metrics.finished["abort"] == n)
+    assert server.engine.running == 0
+    assert server.service.admission.requests == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_in_the_middle_of_a_stream(live: tuple[Server, int], n: int) -> None:
+    server, port = live
+    server.engine.script = lambda request: [70] * 200
+    server.engine.resume.clear()
+    server.engine.free_tokens = 3
+    reader, writer = await send(port, stream=True, n=n)
+    await reader.readuntil(b"data: ")
+    writer.transport.abort()
+    await until(lambda: len(server.engine.aborted) == n)
+    await until(lambda: server.service.metrics.finished["abort"] == n)
+
+
+async def test_a_slow_reader_delays_nobody_and_misses_nothing(live: tuple[Server, int]) -> None:
+    server, port = live
+    server.engine.script = lambda request: server.ids("hello world ") * 100
+    fields = {"stream": True, "max_tokens": 200}
+    slow, slow_writer = await send(port, **fields)
+    fast, fast_writer = await send(port, **fields)
+    texts = []
+    for reader in (fast, slow):
+        events = (await reader.readuntil(b"[DONE]")).split(b"data: ")[1:-1]
+        chunks = [json.loads(event.split(b"\n\n")[0]) for event in events]
+        texts.append("".join(chunk["choices"][0]["text"] for chunk in chunks))
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 300
+    slow_writer.close()
+    fast_writer.close()
+
+
+async def test_connections_are_kept_for_the_next_request(live: tuple[Server, int]) -> None:
+    server, port = live
+    server.say("hello")
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"prompt": "a"}'
+    for _ in range(3):
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+                     % (len(body), body))  # fmt: skip
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        answer = json.loads(await reader.readexactly(length))
+        assert answer["choices"][0]["text"] == "hello"
+    writer.close()
+    assert server.engine.aborted == []

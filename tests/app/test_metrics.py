@@ -1,0 +1,187 @@
+"""Metrics under vLLM's names; counters advance exactly by usage."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.histogram import INTER_TOKEN_EDGES, REQUEST_EDGES, TTFT_EDGES, Histogram, length_edges
+from app.metrics import Metrics, exported_names
+from batching.core.types import EngineStats, Request, SamplingParams, Timing, TokenEvent
+from batching.engine.messages import StepOutput
+from tests.app.conftest import MakeServer, Server
+
+VLLM_TTFT = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20),
+    *(40, 80, 160, 640, 2560),
+)
+VLLM_ITL = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40),
+    80,
+)
+VLLM_REQUEST = (
+    *(0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920),
+    7680,
+)
+
+
+async def scrape(server: Server) -> dict[str, float]:
+    """Sample name (with its extra label's value in brackets) to value."""
+    response = await server.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    samples = {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            assert sample.labels["model_name"] == "tiny"
+            assert sample.labels["engine"] == "0"
+            extra = [v for k, v in sample.labels.items() if k not in ("model_name", "engine")]
+            samples[sample.name + (f"[{','.join(extra)}]" if extra else "")] = sample.value
+    return samples
+
+
+async def test_counters_advance_exactly_by_usage(server: Server) -> None:
+    expected = {"prompt_tokens": 0, "completion_tokens": 0}
+    fields: list[dict[str, Any]] = [
+        {"prompt": ["hello", "world"], "n": 3, "seed": 1},
+        {"prompt": "hello", "best_of": 3, "seed": 1},
+        {"prompt": "hello", "echo": True, "max_tokens": 0},
+        {"prompt": "hello", "stop": ["e", "a", "o"], "max_tokens": 100},
+    ]
+    for body in fields:
+        usage = (await server.ok("/v1/completions", **body))["usage"]
+        for name in expected:
+            expected[name] += usage[name]
+    chunks = await server.events(
+        "/v1/chat/completions",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=20,
+        stream_options={"include_usage": True},
+    )
+    for name in expected:
+        expected[name] += chunks[-1]["usage"][name]
+    samples = await scrape(server)
+    assert samples["vllm:prompt_tokens_total"] == expected["prompt_tokens"]
+    assert samples["vllm:generation_tokens_total"] == expected["completion_tokens"]
+    assert samples["vllm:request_generation_tokens_sum"] == expected["completion_tokens"]
+    ended = sum(v for k, v in samples.items() if k.startswith("vllm:request_success_total"))
+    assert ended == samples["vllm:request_generation_tokens_count"] == 12
+    assert samples["vllm:time_to_first_token_seconds_count"] == 12
+    assert samples["vllm:request_params_n_count"] == 5
+
+
+async def test_gauges_come_from_the_engines_statistics(server: Server) -> None:
+    server.engine.stats = EngineStats(
+        running=3, waiting=2, blocks_total=8, blocks_used=2, preemptions=4, prefix_queries=9,
+        prefix_hits=5,
+    )  # fmt: skip
+    samples = await scrape(server)
+    assert samples["vllm:num_requests_running"] == 3
+    assert samples["vllm:num_requests_waiting"] == 2
+    assert samples["vllm:num_requests_waiting_by_reason[capacity]"] == 2
+    assert samples["vllm:kv_cache_usage_perc"] == 0.25
+    assert samples["vllm:num_preemptions_total"] == 4
+    assert samples["vllm:prefix_cache_queries_total"] == 9
+    assert samples["vllm:prefix_cache_hits_total"] == 5
+    assert samples["vllm:cache_config_info[16,64]"] == 1
+
+
+def test_times_of_one_request() -> None:
+    now = 0.0
+    metrics = Metrics("m", clock=lambda: now)
+    request = Request("a", [1, 2], SamplingParams(3), arrival=1.0)
+    metrics.request_started(request)
+    timing = Timing(arrival=1.0, scheduled=1.5, first_token=2.0, finished=2.75)
+    for now, tokens, end in ((2.0, (5,), None), (2.5, (6,), None), (2.75, (7,), timing)):
+        event = TokenEvent("a", tokens=tokens, timing=end)
+        metrics.on_step(StepOutput([event], EngineStats(steps=int(now * 100), step_tokens=4)))
+    metrics.request_ended(request, "length", 3)
+    samples = {s.name: s.value for f in metrics.collect() for s in f.samples if not s.name.endswith("_bucket")}  # fmt: skip  # noqa: E501
+    sums = {
+        "time_to_first_token_seconds": (1.0, 1),
+        "inter_token_latency_seconds": (0.75, 2),
+        "request_time_per_output_token_seconds": (0.375, 1),
+        "e2e_request_latency_seconds": (1.75, 1),
+        "request_queue_time_seconds": (0.5, 1),
+        "request_prefill_time_seconds": (0.5, 1),
+        "request_decode_time_seconds": (0.75, 1),
+        "request_inference_time_seconds": (1.25, 1),
+        "iteration_tokens_total": (12, 3),
+        "request_params_max_tokens": (3, 1),
+    }
+    for name, (total, count) in sums.items():
+        assert (samples[f"vllm:{name}_sum"], samples[f"vllm:{name}_count"]) == (total, count), name
+
+
+async def test_nothing_is_remembered_of_requests_that_ended(server: Server) -> None:
+    for stop in (None, ["a"]):
+        await server.ok("/v1/completions", prompt="a", n=3, max_tokens=50, stop=stop)
+    metrics = server.service.metrics
+    assert not (metrics._arrivals or metrics._firsts or metrics._last)
+
+
+def test_edges_are_vllms_and_finer() -> None:
+    assert set(VLLM_TTFT) < set(TTFT_EDGES)
+    assert set(VLLM_ITL) < set(INTER_TOKEN_EDGES)
+    assert set(VLLM_REQUEST) < set(REQUEST_EDGES)
+    for edges in (TTFT_EDGES, INTER_TOKEN_EDGES, REQUEST_EDGES):
+        assert list(edges) == sorted(set(edges))
+    assert length_edges(60) == (1, 2, 5, 10, 20, 50)
+
+
+@given(st.lists(st.floats(0, 100)))
+def test_histogram_counts(values: list[float]) -> None:
+    edges = (0.5, 1.0, 10.0)
+    histogram = Histogram("h", "", edges)
+    for value in values:
+        histogram.observe(value)
+    samples = histogram.family({"a": "b"}).samples
+    buckets = [s.value for s in samples if s.name == "h_bucket"]
+    assert buckets == [sum(v <= e for v in values) for e in (*edges, float("inf"))]
+    assert bisect_left(edges, 1.0) == 1  # an edge belongs to its own bucket
+
+
+def test_exported_names_are_what_dashboards_ask_for() -> None:
+    names = exported_names()
+    for name in (
+        "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc",
+        "cache_config_info", "prompt_tokens_total", "generation_tokens_total",
+        "request_success_total", "admission_rejections_total", "num_preemptions_total",
+        "prefix_cache_queries_total", "prefix_cache_hits_total",
+        "num_requests_waiting_by_reason", "time_to_first_token_seconds_bucket",
+        "inter_token_latency_seconds_bucket", "request_time_per_output_token_seconds_sum",
+        "e2e_request_latency_seconds_count", "request_queue_time_seconds_sum",
+        "request_prefill_time_seconds_sum", "request_decode_time_seconds_sum",
+        "request_inference_time_seconds_sum", "iteration_tokens_total_bucket",
+        "request_prompt_tokens_bucket", "request_generation_tokens_bucket",
+    ):  # fmt: skip
+        assert f"vllm:{name}" in names
+
+
+async def test_full_queue(make_server: MakeServer) -> None:
+    import asyncio
+
+    server = make_server(max_queued_requests=2, max_queued_tokens=8)
+    server.engine.stats = EngineStats(prompt_tokens=10, forward_seconds=20.0)
+    server.engine.resume.clear()
+    waiting = [asyncio.create_task(server.post("/v1/completions", prompt=[70] * 3))]
+    await asyncio.sleep(0.01)
+    refused = await server.post("/v1/completions", prompt=[70] * 6, stream=True)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "max_num_queued_tokens"
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert refused.headers["retry-after"] == "6"  # 3 queued tokens at half a token per second
+    waiting.append(asyncio.create_task(server.post("/v1/completions", prompt=[70])))
+    await asyncio.sleep(0.01)
+    refused = await server.post("/v1/completions", prompt=[70])
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "max_num_queued_reqs"
+    server.engine.resume.set()
+    assert [r.status_code for r in await asyncio.gather(*waiting)] == [200, 200]
+    assert (await server.post("/v1/completions", prompt=[70] * 100)).status_code == 200
+    samples = await scrape(server)
+    assert samples["vllm:admission_rejections_total[max_num_queued_tokens]"] == 1
+    assert samples["vllm:admission_rejections_total[max_num_queued_reqs]"] == 1

@@ -1,0 +1,88 @@
+"""Routes without generation, keys and request ids."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.app.conftest import MakeServer, Server
+
+ALL_PATHS = ["/v1/models", "/version", "/metrics", "/openapi.json", "/v1/nothing"]
+
+
+async def test_plain_routes(server: Server) -> None:
+    for path in ("/health", "/ready", "/ping", "/version", "/openapi.json"):
+        assert (await server.http.get(path)).status_code == 200
+    models = (await server.http.get("/v1/models")).json()
+    (card,) = models["data"]
+    assert models["object"] == "list"
+    assert card["id"] == "tiny"
+    assert card["max_model_len"] == 256
+    assert (await server.http.get("/v1/models/tiny")).json() == card
+
+
+async def test_a_dead_or_silent_engine_is_not_healthy(server: Server) -> None:
+    server.engine.heartbeat_age = 31.0
+    for path in ("/health", "/ready", "/ping"):
+        response = await server.http.get(path)
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "engine_unavailable"
+    server.engine.heartbeat_age = 0.0
+    assert (await server.http.get("/health")).status_code == 200
+    server.engine.alive = False
+    assert (await server.http.get("/health")).status_code == 503
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer "},
+        {"authorization": "right"},
+        {"authorization": "Basic right"},
+        {"x-api-key": "wrong"},
+        {"authorization": b"Bearer \xff\xfe"},
+    ],
+)
+async def test_wrong_keys(make_server: MakeServer, headers: dict[str, str]) -> None:
+    server = make_server(api_keys=("right", "other"))
+    for path in ALL_PATHS:
+        response = await server.http.get(path, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["x-request-id"]
+    response = await server.http.post("/v1/completions", content=b"{", headers=headers)
+    assert response.status_code == 401
+    for path in ("/health", "/ready", "/ping"):
+        assert (await server.http.get(path, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"authorization": "Bearer right"}, {"authorization": "bearer other"}, {"x-api-key": "right"}],
+)
+async def test_right_keys(make_server: MakeServer, headers: dict[str, str]) -> None:
+    server = make_server(api_keys=("right", "other"))
+    assert (await server.http.get("/v1/models", headers=headers)).status_code == 200
+
+
+async def test_request_ids(server: Server) -> None:
+    first = await server.http.get("/health")
+    second = await server.http.get("/health")
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    for given, kept in (("abc-1", True), ("a b", False), ("x" * 201, False)):
+        response = await server.http.get("/nothing", headers={"x-request-id": given})
+        assert (response.headers["x-request-id"] == given) is kept
+
+
+async def test_openapi_describes_the_bodies(server: Server) -> None:
+    paths = (await server.http.get("/openapi.json")).json()["paths"]
+    body = paths["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+    schema = body["schema"]
+    assert schema["required"] == ["prompt"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["n"] == {
+        "type": "integer", "minimum": 1, "maximum": 128, "default": 1
+    }  # fmt: skip
+    assert "$ref" not in str(schema)
