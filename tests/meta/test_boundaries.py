@@ -7,6 +7,7 @@ import re
 from importlib.metadata import version
 
 import pytest
+
 from tests.meta.tree import ROOT, files, name_of
 
 ROOMS = ("app", "batching", "loadtest")

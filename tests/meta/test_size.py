@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 import pytest
+
 from tests.meta.tree import files, name_of
 
 MAX_FILE_LINES = 400
