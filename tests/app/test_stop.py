@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +28,7 @@ def test_any_split_equals_cutting_the_whole(
 ) -> None:
     matcher = StopMatcher(stops, include)
     bounds = [0, *sorted(min(s, len(text)) for s in splits), len(text)]
-    pieces = [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(bounds)]
     output = "".join([*(matcher.feed(piece) for piece in pieces), matcher.flush()])
     expected, stopped = cut(text, stops, include)
     assert output == expected

@@ -1,4 +1,4 @@
-"""Templates render as transformers renders them, from wherever a model keeps them, without torch."""
+"""Templates render as transformers renders them, wherever a model keeps them, without torch."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_truncation_in_the_file_is_not_applied(tokenizer: Tokenizer) -> None:
 
 
 def test_folder_without_or_with_a_broken_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="no tokenizer.json"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="cannot read"):
