@@ -17,10 +17,12 @@ COPY loadtest loadtest
 
 FROM source AS build-cpu
 ARG TORCH_INDEX=
+# hadolint ignore=DL3042
 RUN --mount=type=cache,target=/var/cache/pip \
     pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock .
 
 FROM source AS build-cuda
+# hadolint ignore=DL3042
 RUN --mount=type=cache,target=/var/cache/pip \
     pip install --constraint requirements.lock .
 
@@ -45,7 +47,7 @@ ENV PATH=/venv/bin:$PATH \
 WORKDIR /cache
 VOLUME /cache
 EXPOSE 8000
-USER slipstream
+USER 10001
 # The start period covers the download of a large model.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ['SLIPSTREAM_PORT']}/health\", timeout=4)"]
