@@ -1,1 +1,1 @@
-"""Dynamic batching: a pure scheduler plans steps, a worker executes them, an engine joins the two."""
+"""Dynamic batching: a pure scheduler plans, a worker executes, an engine joins the two."""

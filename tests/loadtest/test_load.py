@@ -46,7 +46,7 @@ def test_prompts_have_the_asked_length_and_ordinary_ids() -> None:
     pairs = Workload(32, 8, vocab_size=400).generate(50, seed=0)
     assert {len(prompt) for prompt, _ in pairs} == {32}
     assert {output for _, output in pairs} == {8}
-    assert all(300 <= token < 400 for prompt, _ in pairs for token in prompt)
+    assert all(300 <= int(token) < 400 for prompt, _ in pairs for token in prompt)
     assert len({tuple(prompt) for prompt, _ in pairs}) == 50
     assert pairs == Workload(32, 8, vocab_size=400).generate(50, seed=0)
 
