@@ -12,7 +12,7 @@ LOCK := requirements.lock
 
 # The first interpreter that starts and is new enough; set PYTHON=… to choose another.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
-	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& { echo $$p; break; }; done)
 
 .PHONY: help serve bench test lint format clean
@@ -26,7 +26,7 @@ help:
 	@echo "make format                                       rewrite the code the way lint wants it"
 
 serve: $(RUNTIME)
-	$(BIN)/slipstream serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
+	$(BIN)/slipstream serve $(if $(MODEL),'$(MODEL)') --host $(HOST) --port $(PORT) $(ARGS)
 
 bench: $(RUNTIME)
 	$(BIN)/slipstream bench --url http://$(HOST):$(PORT) $(ARGS)
