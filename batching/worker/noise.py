@@ -21,6 +21,7 @@ GOLDEN_32 = 0x9E3779B1 - (1 << 32)  # as int32: multiplication wraps
 ROUND_1 = 0x7FEB352D
 ROUND_2 = 0x846CA68B - (1 << 32)
 BELOW_ONE = 1.0 - 2.0**-24
+UNIFORM_STEPS = 2.0**31
 
 
 def draw_keys(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
@@ -45,13 +46,19 @@ def hash_bits(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     `keys` int32 [n, 2]; `token_ids` int32 [n, c], or [c] for the same ids in every row.
     """
     x = token_ids * GOLDEN_32 + keys[:, :1]
-    x ^= (x >> 16) & 0xFFFF  # int32 shifts are arithmetic: clear the copies of the sign bit
+    # int32 shifts are arithmetic: the masks clear the copies of the sign bit
+    x ^= (x >> 16).bitwise_and_(0xFFFF)
     x *= ROUND_1
     x += keys[:, 1:]
-    x ^= (x >> 15) & 0x1FFFF
+    x ^= (x >> 15).bitwise_and_(0x1FFFF)
     x *= ROUND_2
-    x ^= (x >> 16) & 0xFFFF
+    x ^= (x >> 16).bitwise_and_(0xFFFF)
     return x
+
+
+def uniform_bits(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """The hash's low 31 bits, int32 [n, c]: (bits + 1/2) / UNIFORM_STEPS is uniform in (0, 1)."""
+    return hash_bits(keys, token_ids).bitwise_and_(0x7FFFFFFF)
 
 
 def gumbel(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
@@ -60,7 +67,6 @@ def gumbel(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     `argmax(logits + gumbel)` is a sample of softmax(logits). Uniforms keep their full relative
     precision near zero, where the rare winners of unlikely tokens are decided.
     """
-    bits = hash_bits(keys, token_ids)
-    uniform = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=BELOW_ONE)
-    exponential = uniform.neg_().log1p_().neg_()
+    uniform = uniform_bits(keys, token_ids).float().add_(0.5).mul_(1 / UNIFORM_STEPS)
+    exponential = uniform.clamp_(max=BELOW_ONE).neg_().log1p_().neg_()
     return exponential.log_().neg_()

@@ -84,13 +84,17 @@ class SamplerState:
         self._penalised_rows = self._index(rows)
         self._penalised_entries = self._penalties.entries([slots[i] for i in rows])
         params = [states[i].params for i in rows]
+        repetition = [p.repetition_penalty for p in params]
+        presence = [p.presence_penalty for p in params]
+        frequency = [p.frequency_penalty for p in params]
         return Penalties(
             rows=self._penalised_rows,
-            counts=self._penalties.counts[self._penalised_entries],
-            in_prompt=self._penalties.in_prompt[self._penalised_entries],
-            repetition=self._floats([p.repetition_penalty for p in params]),
-            presence=self._floats([p.presence_penalty for p in params]),
-            frequency=self._floats([p.frequency_penalty for p in params]),
+            entries=self._penalised_entries,
+            counts=self._penalties.counts,
+            in_prompt=self._penalties.in_prompt,
+            repetition=self._floats(repetition) if set(repetition) != {1.0} else None,
+            presence=self._floats(presence) if any(presence) else None,
+            frequency=self._floats(frequency) if any(frequency) else None,
         )
 
     def _bias(self, states: list[_Slot], ends: Sequence[int]) -> Bias | None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from batching.core.types import SamplingParams, SlotInit
+from batching.worker.noise import draw_keys, gumbel
 from batching.worker.sampler_state import SamplerState
-from batching.worker.sampling import find_threshold, sample
+from batching.worker.sampling import find_threshold, sample, take_largest, take_noisiest
 
 VOCAB = 40
 CPU = torch.device("cpu")
@@ -222,3 +223,31 @@ def test_a_nucleus_wider_than_the_first_candidates_is_exact(spread: float) -> No
         assert set(ids[row][values[row] >= threshold[row]].tolist()) == set(
             kept.nonzero()[:, 0].tolist()
         )
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])
+def test_the_noisiest_token_is_that_of_the_full_noise(spread: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    scaled = torch.randn(400, 500, generator=generator) * spread
+    scaled[:, ::3] = -torch.inf
+    keys = draw_keys(list(range(400)), [3] * 400)
+    full = (gumbel(keys, torch.arange(500, dtype=torch.int32)) + scaled).argmax(-1)
+    assert torch.equal(take_noisiest(scaled, keys), full)
+
+
+def test_the_full_noise_is_used_where_no_token_passes_the_short_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scaled, keys = torch.zeros(50, 300), draw_keys(list(range(50)), [3] * 50)
+    expected = take_noisiest(scaled, keys)
+    monkeypatch.setattr("batching.worker.sampling.SLACK", -3.0)  # now most rows have none
+    assert torch.equal(take_noisiest(scaled, keys), expected)
+
+
+@pytest.mark.parametrize("length", [1000, 1024, 1055])
+def test_largest_elements_with_ties(length: int) -> None:
+    rows = torch.randint(40, (30, length), generator=torch.Generator().manual_seed(8)).float()
+    values, indices = take_largest(rows, 10)
+    assert torch.equal(values, rows.topk(10).values)
+    assert torch.equal(rows.gather(1, indices), values)
+    assert all(len(set(row)) == 10 for row in indices.tolist())
