@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from operator import attrgetter
 
 from batching.core.admission import OutputForecast, future_peak
-from batching.core.blocks import BlockPool, IntegrityError
+from batching.core.blocks import BlockPool, IntegrityError, Parent
 from batching.core.policy import WaitingQueue
 from batching.core.sequence import Sequence
 from batching.core.types import Limits
@@ -54,7 +54,7 @@ class Residents:
                 return None
         pool, size, length = self.pool, self._limits.block_size, len(head.tokens)
         hits: list[int] = []
-        chain = head.chain
+        chain: Parent = head.request.salt
         lookup = self._limits.prefix_caching and not head.wants_prompt_logprobs()
         if lookup:
             # One token stays to be computed, for the logits.

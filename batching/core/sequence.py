@@ -87,7 +87,6 @@ class Sequence:
         """Lose the slot: what is in flight for it will be dropped, to be computed again."""
         self.epoch += 1
         self.slot = -1
-        self.chain = self.request.salt
         self.blocks = []
         self.computed = 0
         self.pending = 0

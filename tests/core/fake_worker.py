@@ -3,6 +3,7 @@ pages really hold, and computes tokens as a function of the tokens before them."
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from batching.core.types import Limits, StepPlan, StepResult, TokenLogprobs
@@ -17,6 +18,10 @@ def next_token(tokens: list[int]) -> int:
         value = (value ^ token) * 2654435761 % 2**32
         value ^= value >> 15
     return value % VOCABULARY
+
+
+Page = tuple[int, int]  # block, offset
+Entry = tuple[bytes, int, int]  # salt, position, digest of all tokens up to it
 
 
 @dataclass
@@ -36,8 +41,10 @@ class FakeWorker:
         self.limits = limits
         self.salts = salts
         self.slots: dict[int, _Slot] = {}
-        self.pages: dict[tuple[int, int], tuple[bytes, int, int]] = {}
+        self.pages: dict[Page, Entry] = {}
         self.step = 0
+        # What plans touch whose results are not committed: pages with their entries, and slots.
+        self.in_flight: deque[tuple[dict[Page, Entry], set[int]]] = deque()
 
     def execute(self, plan: StepPlan, seconds: float = 0.01) -> StepResult:
         """Run one step: writes, then the checks of everything read, then samples."""
@@ -49,21 +56,26 @@ class FakeWorker:
         assert all(0 <= n < self.limits.max_sequences for n in numbers)
         assert {i.slot for i in plan.inits} <= set(numbers), "a slot starts without a share"
         for init in plan.inits:
+            assert all(init.slot not in slots for _, slots in self.in_flight), "slot in use"
             params = init.params
             self.slots[init.slot] = _Slot(
                 init.id, list(init.tokens), init.prompt_length, params.prompt_logprobs,
                 self.salts[init.id],
             )  # fmt: skip
-        written: dict[tuple[int, int], tuple[bytes, int, int]] = {}
+        written: dict[Page, Entry] = {}
         for share in plan.sequences:
             self._write(share.slot, share.start, share.count, share.new_blocks, written)
+        for touched, _ in self.in_flight:
+            for page, entry in written.items():
+                assert touched.get(page, entry) == entry, "overwrites what a plan in flight uses"
         self.pages.update(written)
+        touched = {}
         tokens: list[int] = []
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         for share in plan.sequences:
             slot = self.slots[share.slot]
             end = share.start + share.count
-            self._check_reads(slot, end)
+            touched |= self._reads(slot, end)
             if slot.prompt_logprobs is not None and share.start + 1 < slot.prompt_length:
                 positions = range(share.start + 1, min(end + 1, slot.prompt_length))
                 prompt_logprobs[share.slot] = [
@@ -74,11 +86,12 @@ class FakeWorker:
                 assert end < self.limits.max_model_len
                 slot.tokens.append(next_token(slot.tokens))
                 tokens.append(slot.tokens[-1])
+        self.in_flight.append((touched, set(numbers)))
         return StepResult(plan.step, tuple(tokens), seconds, prompt_logprobs=prompt_logprobs)
 
     def _write(
         self, number: int, start: int, count: int, new_blocks: tuple[int, ...],
-        written: dict[tuple[int, int], tuple[bytes, int, int]],
+        written: dict[Page, Entry],
     ) -> None:  # fmt: skip
         slot = self.slots[number]
         slot.table += new_blocks
@@ -94,11 +107,14 @@ class FakeWorker:
             assert written.get(page, entry) == entry, "two sequences write one page differently"
             written[page] = entry
 
-    def _check_reads(self, slot: _Slot, end: int) -> None:
+    def _reads(self, slot: _Slot, end: int) -> dict[Page, Entry]:
+        """The pages of positions below `end`, which must hold exactly the slot's tokens."""
         size = self.limits.block_size
+        reads: dict[Page, Entry] = {}
         for position in range(end):
             page = (slot.table[position // size], position % size)
-            entry = (slot.salt, position, hash(tuple(slot.tokens[: position + 1])))
-            assert self.pages.get(page) == entry, (
+            reads[page] = (slot.salt, position, hash(tuple(slot.tokens[: position + 1])))
+            assert self.pages.get(page) == reads[page], (
                 f"{slot.id} reads position {position} from block {page[0]}, which holds other KV"
             )
+        return reads

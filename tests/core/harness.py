@@ -98,6 +98,7 @@ class Harness:
     def commit(self) -> list[TokenEvent]:
         result = self.results.popleft()
         self.now += result.seconds
+        self.worker.in_flight.popleft()
         events = self.scheduler.commit(result, self.now)
         for event in events:
             self._receive(event)

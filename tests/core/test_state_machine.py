@@ -39,9 +39,11 @@ def any_params(draw: st.DrawFn) -> SamplingParams:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(limits=small_limits())
-    def start(self, limits: Limits) -> None:
+    @initialize(limits=small_limits(), optimistic=st.booleans())
+    def start(self, limits: Limits, optimistic: bool) -> None:
         self.harness = Harness(limits)
+        if optimistic:  # admit too many, so that some must be preempted
+            self.harness.scheduler._residents.output_forecast.share = 0.01
         self.added = 0
 
     @rule(
@@ -109,7 +111,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=150,
+    max_examples=120,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
