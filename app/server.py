@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
 from app.service import Service
 from app.startup_log import log_progress, log_ready
+from app.template import renderer
 from app.tokenizer import TokenizerError
 from batching.engine.client import EngineClient, EngineStartError
 from config.settings import EngineSettings, ServerSettings
@@ -113,14 +116,19 @@ def serve(engine_settings: EngineSettings, server_settings: ServerSettings) -> i
     `engine_settings.model` is a local folder.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(engine_settings, server_settings))
+        try:
+            return runner.run(_serve(engine_settings, server_settings))
+        except KeyboardInterrupt:  # while the model was loading
+            return 128 + signal.SIGINT
 
 
 async def _serve(engine_settings: EngineSettings, settings: ServerSettings) -> int:
     metrics = Metrics(settings.served_model_name or Path(engine_settings.model).name)
     engine = EngineClient(engine_settings, on_step=metrics.on_step)
     try:
+        slow_import = asyncio.create_task(asyncio.to_thread(renderer))  # meanwhile
         capabilities = await engine.start(log_progress)
+        await slow_import
         service = Service.load(settings, engine, capabilities, metrics)
         await _serve_http(service)
     except (EngineStartError, TokenizerError) as error:
@@ -146,4 +154,15 @@ async def _serve_http(service: Service) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     log_ready(service.capabilities, url, service.model_name)
-    await uvicorn.Server(config).serve(sockets=[listener])
+    await _HttpServer(config).serve(sockets=[listener])
+
+
+class _HttpServer(uvicorn.Server):
+    """Ends by returning: uvicorn's own would raise the signal again and skip our clean-up."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import msgspec
-from transformers.utils.chat_template_utils import render_jinja_template
 
 _SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 class TemplateRenderError(ValueError):
     """The template refused the messages or could not handle them; the message says why."""
+
+
+@cache
+def renderer() -> Callable[..., Any]:
+    """transformers' `render_jinja_template`. The first call imports it, which takes a second."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template
 
 
 class ChatTemplate:
@@ -43,7 +51,7 @@ class ChatTemplate:
         if clash := reserved & set(variables or ()):
             raise TemplateRenderError(f"reserved name among the template's variables: {min(clash)}")
         try:
-            rendered, _ = render_jinja_template(
+            rendered, _ = renderer()(
                 conversations=[[dict(message) for message in messages]],
                 tools=list(tools) if tools else None,
                 documents=list(documents) if documents else None,
