@@ -12,7 +12,9 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+from batching.core.event_log import RecordingScheduler
 from batching.core.scheduler import Scheduler
 from batching.core.types import Limits
 from batching.engine.channel import ChannelClosed, ChildChannel
@@ -53,7 +55,7 @@ def _serve(channel: ChildChannel) -> None:
     worker = _build_worker(settings, lambda phase, done: channel.send(Progress(phase, done)))
     try:
         capabilities = worker.capabilities()
-        scheduler = Scheduler(_limits(settings, capabilities))
+        scheduler = _build_scheduler(settings, _limits(settings, capabilities))
         loop = EngineLoop(
             scheduler,
             worker,
@@ -87,6 +89,14 @@ def _build_worker(settings: EngineSettings, progress: Callable[[str, float], Non
 
     shared = {name: getattr(settings, name) for name in WorkerConfig.__struct_fields__}
     return TorchWorker(WorkerConfig(**shared), progress)
+
+
+def _build_scheduler(settings: EngineSettings, limits: Limits) -> Scheduler:
+    if settings.event_log is None:
+        return Scheduler(limits)
+    # Unbuffered, since it must tell what led to a crash; open for the process's life.
+    log = Path(settings.event_log).open("wb", buffering=0)  # noqa: SIM115
+    return RecordingScheduler(limits, write=log.write)
 
 
 def _limits(settings: EngineSettings, capabilities: Capabilities) -> Limits:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from batching.core.event_log import replay
 from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
 from batching.engine.client import EngineClient, EngineDeadError, EngineStartError, RequestStream
 from batching.worker.simulated import simulated_token
@@ -118,6 +119,20 @@ async def test_a_bad_model_folder_is_a_clear_start_error(tmp_path: Path) -> None
     client = EngineClient(EngineSettings(model=str(tmp_path), worker="simulated"))
     with pytest.raises(EngineStartError, match=r"config\.json"):
         await client.start()
+
+
+async def test_the_event_log_replays_to_the_same_plans(
+    settings: EngineSettings, tmp_path: Path
+) -> None:
+    path = tmp_path / "events"
+    client = EngineClient(settings.model_copy(update={"event_log": str(path)}))
+    await client.start()
+    await asyncio.gather(
+        *(collect(client.submit(request(f"r{i}", [i] * 30, 10))) for i in range(5))
+    )
+    await client.close()
+    plans = list(replay(path.read_bytes().splitlines(keepends=True)))
+    assert sum(plan.token_count for plan in plans) >= 5 * (30 + 9)
 
 
 def test_simulated_tokens_depend_on_position_and_prompt_only() -> None:
