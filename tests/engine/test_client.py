@@ -71,8 +71,11 @@ async def test_a_resumed_request_continues_exactly(engine: EngineClient) -> None
     assert last.finish is FinishReason.LENGTH
 
 
-async def test_cancel_ends_the_stream_and_frees_everything(engine: EngineClient) -> None:
-    stream = engine.submit(request("gone", [1, 2, 3], 250))
+async def test_cancel_ends_the_stream_and_frees_everything(settings: EngineSettings) -> None:
+    endless = {"max_model_len": 1_000_000, "num_blocks": 65_536}
+    engine = EngineClient(settings.model_copy(update=endless))
+    await engine.start()
+    stream = engine.submit(request("gone", [1, 2, 3], 999_000))
     first = await anext(stream)
     assert first.tokens
     stream.cancel()
@@ -80,6 +83,7 @@ async def test_cancel_ends_the_stream_and_frees_everything(engine: EngineClient)
     remaining = [event async for event in stream]
     assert remaining[-1].finish is FinishReason.ABORT
     await until_idle(engine)
+    await engine.close()
 
 
 async def test_an_unservable_request_fails_alone(engine: EngineClient) -> None:
