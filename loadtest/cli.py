@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ignore-eos",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="always generate the whole output (not an OpenAI field)",
+        help="always generate the whole output, end tokens as text (not OpenAI fields)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
     parser.add_argument("--max-connections", type=_positive(int), default=1024, help="cap")
@@ -175,7 +175,7 @@ def _workload(options: argparse.Namespace) -> Workload:
 def _message(
     client: Client, options: argparse.Namespace, model: str, prompt: object, output: int
 ) -> bytes:
-    body = {
+    body: dict[str, object] = {
         "model": model,
         "prompt": prompt,
         "max_tokens": output,
@@ -184,7 +184,8 @@ def _message(
         "stream_options": {"include_usage": True},
     }
     if options.ignore_eos:
-        body["ignore_eos"] = True
+        # Without the second, end tokens in the middle would be tokens that show no text.
+        body |= {"ignore_eos": True, "skip_special_tokens": False}
     return client.message(_PATH, msgspec.json.encode(body))
 
 

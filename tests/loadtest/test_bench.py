@@ -62,14 +62,17 @@ async def test_a_run_is_reported(
     assert {(b["model"], b["max_tokens"], b["temperature"], b["ignore_eos"]) for b in sent} == {
         ("the-model", 4, 0.0, True)
     }
+    assert not any(b["skip_special_tokens"] for b in sent)
     assert all(b["stream_options"] == {"include_usage": True} for b in sent)
 
 
 async def test_failures_are_shown_and_make_the_exit_code_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, _ = await bench("--requests", "3", "--output-tokens", "13", "--no-ignore-eos")
+    code, requests = await bench("--requests", "3", "--output-tokens", "13", "--no-ignore-eos")
     assert code == 1
+    extensions = {"ignore_eos", "skip_special_tokens"}
+    assert not any(extensions & set(body) for _, body in requests)
     assert "error: HTTP 429: 3, such as" in capsys.readouterr().out
 
 
