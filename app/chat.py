@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -19,7 +18,7 @@ from app.errors import ApiError
 from app.generation import Generation, Job
 from app.logprobs import ChatLogprobs, chat_logprobs
 from app.messages import template_messages
-from app.prompts import tokenize
+from app.prompts import prepare, tokenize
 from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.schemas.chat import REFUSED, ChatRequest
 from app.service import Service
@@ -27,9 +26,6 @@ from app.sse import Envelope, event_stream
 from app.streaming import UsageOption, check_stream_options
 from app.template import TemplateRenderError
 from app.usage import Usage, usage_of
-
-# Rendering a request below this many bytes takes less time than handing it to a thread.
-_INLINE_BYTES = 32768
 
 
 class ChatMessage(msgspec.Struct):
@@ -65,16 +61,12 @@ class ChatHandler:
         self.id = f"chatcmpl-{uuid4().hex}"
         self.created = int(time.time())
 
-    async def prepare(self, body_bytes: int) -> None:
+    def prepare(self) -> None:
         """Render and tokenise the messages and lay out one job per choice."""
         fields, service = self.fields, self.service
         stops = stop_strings(fields.stop)
-        if body_bytes <= _INLINE_BYTES:
-            text = self._render()
-        else:
-            text = await asyncio.to_thread(self._render)
-        ids = await tokenize(
-            text,
+        ids = tokenize(
+            self._render(),
             service.tokenizer,
             vocab_size=service.capabilities.vocab_size,
             limit=service.prompt_limit,
@@ -241,7 +233,7 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     service.check_model(fields.model)
     check(fields)
     handler = ChatHandler(service, fields)
-    await handler.prepare(len(body))
+    await prepare(handler.prepare, len(body))
     generation = Generation.start(
         service,
         handler.jobs,

@@ -17,7 +17,7 @@ from app.choice import Choice
 from app.errors import ApiError
 from app.generation import Generation, Job
 from app.logprobs import CompletionLogprobs, Entry, completion_logprobs
-from app.prompts import Prompt, split_prompts, tokenize
+from app.prompts import Prompt, prepare, split_prompts, tokenize
 from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.schemas.completions import REFUSED, CompletionRequest
 from app.service import Service
@@ -77,13 +77,13 @@ class CompletionHandler:
         self.id = f"cmpl-{uuid4().hex}"
         self.created = int(time.time())
 
-    async def prepare(self) -> None:
+    def prepare(self) -> None:
         """Tokenise the prompts and lay out the jobs: choice = prompt · n + sample."""
         fields, service = self.fields, self.service
         stops = stop_strings(fields.stop)
         prompts = split_prompts(fields.prompt)
         for i, prompt in enumerate(prompts):
-            ids = await tokenize(
+            ids = tokenize(
                 prompt,
                 service.tokenizer,
                 vocab_size=service.capabilities.vocab_size,
@@ -229,7 +229,7 @@ async def create_completion(service: Service, request: Request) -> Response:
     service.check_model(fields.model)
     check(fields)
     handler = CompletionHandler(service, fields)
-    await handler.prepare()
+    await prepare(handler.prepare, len(body))
     generation = Generation.start(
         service,
         handler.jobs,

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from app.errors import ApiError
 from app.tokenizer import PromptTooLongError, Tokenizer
 
 Prompt = str | list[int]
+
+# Preparing a body below this size takes less time than handing it to a thread.
+_INLINE_BYTES = 16384
+
+
+async def prepare(work: Callable[[], None], body_bytes: int) -> None:
+    """Run a handler's checks, rendering and encoding, off the event loop when there is much."""
+    if body_bytes <= _INLINE_BYTES:
+        work()
+    else:
+        await asyncio.to_thread(work)
 
 
 def split_prompts(prompt: str | list[Any]) -> list[Prompt]:
@@ -33,7 +46,7 @@ def split_prompts(prompt: str | list[Any]) -> list[Prompt]:
     return list(prompt)
 
 
-async def tokenize(
+def tokenize(
     prompt: Prompt,
     tokenizer: Tokenizer,
     *,
@@ -48,9 +61,7 @@ async def tokenize(
     """
     if isinstance(prompt, str):
         try:
-            ids = await tokenizer.encode_async(
-                prompt, add_special_tokens=add_special_tokens, limit=limit
-            )
+            ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens, limit=limit)
         except PromptTooLongError:
             raise too_long(param, limit) from None
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,8 +11,6 @@ import msgspec
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 
-# Encoding below this many characters takes less time than handing it to a thread.
-_INLINE_CHARS = 8192
 # A text of more characters per token than this is measured by its head before it is encoded.
 _CHARS_PER_TOKEN = 16
 # Cutting a text may change the tokens around the cut.
@@ -64,14 +61,6 @@ class Tokenizer:
             if len(ids) > limit + _CUT_SLACK:
                 raise PromptTooLongError
         return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
-
-    async def encode_async(self, text: str, *, add_special_tokens: bool, limit: int) -> list[int]:
-        """`encode`, on a thread when the text is long (the library releases the GIL)."""
-        if len(text) <= _INLINE_CHARS:
-            return self.encode(text, add_special_tokens=add_special_tokens, limit=limit)
-        return await asyncio.to_thread(
-            self.encode, text, add_special_tokens=add_special_tokens, limit=limit
-        )
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))

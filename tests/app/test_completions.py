@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -268,6 +269,23 @@ async def test_requests_of_one_call_have_distinct_ids(server: Server) -> None:
         response = await server.http.post(PATH, json={"prompt": "a", "n": 2}, headers=headers)
         assert response.headers["x-request-id"] == "same"
     assert len({r.id for r in server.engine.requests}) == 4
+
+
+async def test_much_work_is_done_off_the_event_loop(server: Server) -> None:
+    threads = []
+    encode = server.service.tokenizer.encode
+
+    def spy(*args: Any, **fields: Any) -> list[int]:
+        threads.append(threading.current_thread())
+        return encode(*args, **fields)
+
+    server.service.tokenizer.encode = spy  # type: ignore[method-assign]
+    many = await server.post(PATH, prompt=["hello world"] * 2000, max_tokens=1)
+    assert many.json()["error"]["param"] == "n"  # more sequences than the queue may hold
+    await server.ok(PATH, prompt="hello world", max_tokens=1)
+    await server.ok("/v1/chat/completions", messages=[{"role": "user", "content": "hi"}])
+    main = threading.main_thread()
+    assert [t is main for t in threads] == [False] * 2000 + [True] * 2
 
 
 async def test_inert_fields_are_accepted(server: Server) -> None:

@@ -135,13 +135,6 @@ def test_a_long_text_is_measured_by_its_head(tokenizer: Tokenizer) -> None:
     assert encoded == [1600]
 
 
-async def test_a_long_text_that_fits_is_encoded_on_a_thread(tokenizer: Tokenizer) -> None:
-    text = "hello world " * 2000
-    here = tokenizer.encode(text, add_special_tokens=False, limit=10_000)
-    there = await tokenizer.encode_async(text, add_special_tokens=False, limit=10_000)
-    assert here == there
-
-
 def test_truncation_in_the_file_is_not_applied(tokenizer: Tokenizer) -> None:
     backend = Backend.from_str(tokenizer.backend.to_str())
     backend.enable_truncation(4)
