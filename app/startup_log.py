@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from batching.engine.messages import Progress
@@ -10,6 +11,7 @@ from batching.worker.protocol import Capabilities
 
 logger = logging.getLogger(__name__)
 
+_SECONDS_BETWEEN_LINES = 1.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -40,18 +42,23 @@ def startup_lines(capabilities: Capabilities, name: str, url: str) -> list[str]:
 
 
 class ProgressLines:
-    """Turns the engine's frequent progress messages into few lines: a phase's start and tenths."""
+    """Turns the engine's frequent progress messages into few lines.
+
+    A phase's start is always said, its fraction at most once a second: small models load without
+    a word, large ones visibly.
+    """
 
     def __init__(self) -> None:
-        self._last = ("", 0)
+        self._phase = ""
+        self._said = 0.0
 
-    def line(self, phase: str, fraction: float) -> str | None:
-        """The line to print, or None if nothing worth saying happened. `fraction` is 0 to 1."""
-        step = (phase, int(fraction * 10))
-        if step == self._last:
+    def line(self, phase: str, fraction: float, now: float) -> str | None:
+        """The line to print at `now` (seconds), or None. `fraction` is 0 to 1."""
+        if phase == self._phase and now - self._said < _SECONDS_BETWEEN_LINES:
             return None
-        self._last = step
-        return f"{phase} {step[1] * 10} %" if step[1] else f"{phase} …"
+        text = f"{phase} …" if phase != self._phase else f"{phase} {fraction:.0%}"
+        self._phase, self._said = phase, now
+        return text
 
 
 _progress = ProgressLines()
@@ -59,7 +66,7 @@ _progress = ProgressLines()
 
 def log_progress(progress: Progress) -> None:
     """Log an engine's start-up message if it brings news."""
-    line = _progress.line(progress.phase, progress.fraction)
+    line = _progress.line(progress.phase, progress.fraction, time.monotonic())
     if line is not None:
         logger.info("%s", line)
 

@@ -49,17 +49,20 @@ def test_sizes_are_binary() -> None:
     ]
 
 
-def test_progress_is_said_once_a_tenth() -> None:
+def test_progress_is_said_once_a_second() -> None:
     progress = ProgressLines()
-    lines = [progress.line("weights", n / 1000) for n in range(1001)]
-    said = [line for line in lines if line is not None]
-    assert said == ["weights …", *(f"weights {n} %" for n in range(10, 101, 10))]
-    assert progress.line("warm-up", 0.0) == "warm-up …"
+    lines = [progress.line("weights", n / 100, 5.0 + n / 32) for n in range(101)]
+    assert [line for line in lines if line is not None] == [
+        "weights …",
+        "weights 32%",
+        "weights 64%",
+        "weights 96%",
+    ]
+    assert progress.line("warm-up", 0.0, 8.2) == "warm-up …"
 
 
 def test_all_of_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        log_progress(Progress("weights", 0.5))
-        log_progress(Progress("weights", 0.5))
+        log_progress(Progress("weights"))
         log_ready(CAPABILITIES, "http://h:1")
-    assert caplog.messages == ["weights 50 %", *startup_lines(CAPABILITIES, "x", "http://h:1")]
+    assert caplog.messages == ["weights …", *startup_lines(CAPABILITIES, "x", "http://h:1")]
