@@ -63,6 +63,6 @@ def test_progress_is_said_once_a_second() -> None:
 
 def test_all_of_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        log_progress(Progress("weights"))
+        log_progress(Progress("of this test"))
         log_ready(CAPABILITIES, "http://h:1")
-    assert caplog.messages == ["weights …", *startup_lines(CAPABILITIES, "x", "http://h:1")]
+    assert caplog.messages == ["of this test …", *startup_lines(CAPABILITIES, "x", "http://h:1")]
