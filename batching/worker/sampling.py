@@ -14,8 +14,8 @@ import torch
 
 from batching.worker.noise import UNIFORM_STEPS, gumbel, uniform_bits
 
-FIRST_WIDTH = 128  # candidates looked at first; a nucleus is rarely larger
-WIDTH_GROWTH = 16
+FIRST_WIDTH = 32  # candidates looked at first; a nucleus is rarely larger
+WIDTH_GROWTH = 8
 GROUP = 32
 SLACK = 3.0  # the full noise is needed once in 500 million draws
 CACHED_ELEMENTS = 1 << 17  # float32 rows handled at a time on the CPU: half a MiB
@@ -59,8 +59,8 @@ class Draws:
     min_p: torch.Tensor | None = None  # 0 is off
     max_k: int = 0  # the largest top_k
 
-    def select(self, some: slice) -> Draws:
-        """The draws of some rows."""
+    def select(self, some: slice | torch.Tensor) -> Draws:
+        """The draws of some rows: a slice, or indices int64."""
         return Draws(
             rows=self.rows[some],
             temperature=self.temperature[some],
@@ -137,12 +137,32 @@ def draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
         scaled.masked_fill_(scaled < floor, float("-inf"))
     if draws.top_k is None and draws.top_p is None:
         return take_noisiest(scaled, draws.keys)
-    threshold, values, candidates = find_threshold(scaled, draws)
-    if candidates is None:
-        return take_noisiest(scaled.masked_fill_(scaled < threshold, -torch.inf), draws.keys)
-    values = values.masked_fill(values < threshold, -torch.inf)
-    noisy = gumbel(draws.keys, candidates.int()).add_(values)
-    return candidates.gather(1, noisy.argmax(dim=-1, keepdim=True))[:, 0]
+    if scaled.device.type == "cpu":
+        return draw_from_largest(scaled, draws, max(FIRST_WIDTH, draws.max_k + 1))
+    # Whether few candidates suffice is not known without waiting for the device: sort all.
+    width = scaled.shape[1] if draws.top_p is not None else draws.max_k
+    threshold = find_threshold(scaled, scaled.topk(width, dim=-1).values, draws)
+    return take_noisiest(scaled.masked_fill_(scaled < threshold, -torch.inf), draws.keys)
+
+
+def draw_from_largest(scaled: torch.Tensor, draws: Draws, width: int) -> torch.Tensor:
+    """Sample from what top-k and top-p leave of each row, looking at its `width` largest logits.
+
+    Rows where that may not be all that is left are looked at again, more widely.
+    """
+    width = min(width, scaled.shape[1])
+    values, ids = take_largest(scaled, width)
+    threshold = find_threshold(scaled, values, draws)
+    noisy = gumbel(draws.keys, ids.int()).add_(values).masked_fill_(values < threshold, -torch.inf)
+    tokens = ids.gather(1, noisy.argmax(dim=-1, keepdim=True))[:, 0]
+    if width < scaled.shape[1]:
+        last = values[:, -1:]
+        is_open = ((threshold <= last) & ~last.isneginf())[:, 0]
+        if is_open.any():
+            rows = is_open.nonzero()[:, 0]
+            wider = draw_from_largest(scaled[rows], draws.select(rows), width * WIDTH_GROWTH)
+            tokens[rows] = wider
+    return tokens
 
 
 def take_noisiest(scaled: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -168,31 +188,6 @@ def take_noisiest(scaled: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return gumbel(keys, vocabulary).add_(scaled).argmax(dim=-1)
 
 
-def find_threshold(
-    scaled: torch.Tensor, draws: Draws
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The least logit [r, 1] that top-k and top-p keep; ties with it are kept, too.
-
-    On the CPU also the largest logits and their token ids, [r, width], among which all kept ones
-    are: widened until that holds. Elsewhere that would need a wait, so the ids are None, and the
-    rows are sorted as far as needed at most.
-    """
-    vocabulary = scaled.shape[1]
-    total = scaled.logsumexp(dim=-1, keepdim=True) if draws.top_p is not None else None
-    if scaled.device.type != "cpu":
-        width = vocabulary if draws.top_p is not None else draws.max_k
-        values, _ = scaled.topk(width, dim=-1)
-        return threshold_of(values, total, draws), values, None
-    width = min(vocabulary, max(FIRST_WIDTH, draws.max_k))
-    while True:
-        values, ids = take_largest(scaled, width)
-        threshold = threshold_of(values, total, draws)
-        last = values[:, -1:]
-        if width == vocabulary or bool(((threshold > last) | last.isneginf()).all()):
-            return threshold, values, ids
-        width = min(vocabulary, width * WIDTH_GROWTH)
-
-
 def take_largest(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`rows.topk(count)`, faster on long rows [r, n]: values in falling order, and indices int64.
 
@@ -211,10 +206,11 @@ def take_largest(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
     return values, indices.gather(1, chosen)
 
 
-def threshold_of(values: torch.Tensor, total: torch.Tensor | None, draws: Draws) -> torch.Tensor:
-    """The least kept logit [r, 1] among each row's largest `values` [r, width], in falling order.
+def find_threshold(scaled: torch.Tensor, values: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """The least logit [r, 1] that top-k and top-p keep; ties with it are kept, too.
 
-    `total` is the logsumexp [r, 1] of the whole row. Top-p counts probabilities after top-k.
+    `values` [r, width] are the largest of `scaled` [r, vocab], in falling order. If all of them are
+    kept, there may be more. Top-p counts probabilities after top-k.
     """
     width = values.shape[1]
     threshold = values[:, -1:]
@@ -224,14 +220,14 @@ def threshold_of(values: torch.Tensor, total: torch.Tensor | None, draws: Draws)
         threshold = torch.where(is_limited, values.gather(1, index), threshold)
     if draws.top_p is None:
         return threshold
-    assert total is not None
+    total = scaled.logsumexp(dim=-1, keepdim=True)
     if draws.top_k is not None:
-        kept = values.masked_fill(values < threshold, float("-inf"))
+        kept = values.masked_fill(values < threshold, -torch.inf)
         total = torch.where(is_limited, kept.logsumexp(dim=-1, keepdim=True), total)
     probabilities = (values - total).exp()
     before = probabilities.cumsum(dim=-1) - probabilities
     top_p = draws.top_p[:, None]
     in_nucleus = (before < top_p) | (top_p >= 1)
     in_nucleus[:, 0] = True
-    nucleus = values.masked_fill(~in_nucleus, float("inf")).amin(dim=-1, keepdim=True)
+    nucleus = values.masked_fill(~in_nucleus, torch.inf).amin(dim=-1, keepdim=True)
     return torch.maximum(threshold, nucleus)
