@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -45,10 +47,30 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ApiError("the JSON body is nested too deeply", code="invalid_json") from None
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError
+        if (name := _not_finite(body)) is not None:
+            message = f"{name}: expected a finite number"
+            raise ApiError(message, param=name, code="invalid_value") from None
         raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError("the body must be a JSON object", code="invalid_json")
     return value
+
+
+def _not_finite(body: bytes) -> str | None:
+    """The first field with a NaN, an infinity or a number beyond float64, if that is the fault."""
+
+    def found(value: Any) -> bool:
+        if isinstance(value, dict):
+            return any(map(found, value.values()))
+        if isinstance(value, list):
+            return any(map(found, value))
+        return isinstance(value, float) and not math.isfinite(value)
+
+    try:
+        fields = json.loads(body)  # the standard library lets them through
+        return next((k for k, v in fields.items() if found(v)), None)
+    except (ValueError, RecursionError, AttributeError):
+        return None
 
 
 def parse_request(body: bytes, schema: type[T], refused: Mapping[str, str]) -> T:

@@ -33,10 +33,9 @@ BODIES = [
     b"17",
     b"{",
     b'{"prompt": "a"} trailing',
-    b'{"prompt": "a", "temperature": NaN}',
-    b'{"prompt": "a", "temperature": Infinity}',
-    b'{"prompt": "a", "temperature": 1e999}',
-    b'{"prompt": "a", "max_tokens": -1e999}',
+    b"[NaN]",
+    b"NaN",
+    b'{"a": NaN',
     b'{"prompt": "\xff"}',
     b'{"prompt": "\\ud800"}',
     b"[" * 100_000,
@@ -51,6 +50,24 @@ async def test_bodies_that_are_no_json_object(server: Server, path: str, body: b
     check_error(response, 400, None)
     server.say("fine")
     assert (await server.ok(COMPLETIONS, prompt="a"))["choices"][0]["text"] == "fine"
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"prompt": "a", "temperature": NaN}', "temperature"),
+        (b'{"prompt": "a", "temperature": Infinity}', "temperature"),
+        (b'{"prompt": "a", "temperature": 1e999}', "temperature"),
+        (b'{"prompt": "a", "max_tokens": -1e999}', "max_tokens"),
+        (b'{"prompt": "a", "logit_bias": {"5": NaN}}', "logit_bias"),
+        (b'{"prompt": [1, NaN]}', "prompt"),
+    ],
+)
+async def test_numbers_that_are_not_finite(
+    server: Server, path: str, body: bytes, param: str
+) -> None:
+    check_error(await server.http.post(path, content=body), 400, param)
 
 
 COMMON: list[tuple[dict[str, Any], str]] = [
