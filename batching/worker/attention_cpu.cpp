@@ -19,33 +19,66 @@ struct Tensors {
 
 // ---- writing keys and values ----
 
+// Where one token's key or value of one head comes from and goes to.
+struct Placement {
+  const char *key, *value;
+  int64_t page;
+  int offset;  // in the page; negative: nowhere
+};
+
 template <class T>
-static void write_token(const Step& step, const Layer& layer, const Tensors& tensors, int token,
-                        int head) {
-  const int64_t slot = step.slots[token];
-  if (slot < 0) return;
-  constexpr int PER = PER_UNIT<T>;
-  const int dim = layer.head_dim, columns = value_columns(layer), size = step.block_size;
-  const int64_t page = slot / size * layer.kv_heads + head;
-  const int offset = slot % size;
-  const T* key = static_cast<const T*>(tensors.key) + token * tensors.key_token +
-                 head * tensors.key_head;
-  const T* value = static_cast<const T*>(tensors.value) + token * tensors.value_token +
-                   head * tensors.value_head;
-  Unit* keys = tensors.key_pages + page * (dim / PER * size) + offset;
-  for (int u = 0; u < dim / PER; ++u)
-    std::memcpy(keys + int64_t{u} * size, key + u * PER, sizeof(Unit));
-  Unit* row = tensors.value_pages + (page * size + offset) / PER * columns;
-  T* values = reinterpret_cast<T*>(row) + offset % PER;
-  for (int i = 0; i < dim; ++i) values[i * PER] = value[i];
+static Placement place(const Step& step, const Layer& layer, const Tensors& tensors, int token,
+                       int head) {
+  const int64_t slot = step.slots[token], size = step.block_size;
+  const T* key = static_cast<const T*>(tensors.key) + token * tensors.key_token;
+  const T* value = static_cast<const T*>(tensors.value) + token * tensors.value_token;
+  return {reinterpret_cast<const char*>(key + head * tensors.key_head),
+          reinterpret_cast<const char*>(value + head * tensors.value_head),
+          slot / size * layer.kv_heads + head, static_cast<int>(slot < 0 ? -1 : slot % size)};
+}
+
+static void write_key(const Placement& token, Unit* pages, int units, int size) {
+  Unit* target = pages + token.page * (units * size) + token.offset;
+  for (int u = 0; u < units; ++u)
+    std::memcpy(target + u * size, token.key + u * sizeof(Unit), sizeof(Unit));
+}
+
+static void write_value(float, const Placement& token, Unit* row, int dim) {
+  std::memcpy(row, token.value, dim * sizeof(Unit));
+}
+
+// Touches nothing of the pair's other token, which another thread may be writing.
+static void write_value(BFloat16, const Placement& token, Unit* row, int dim) {
+  for (int i = 0; i < dim; ++i)
+    std::memcpy(reinterpret_cast<char*>(row + i) + token.offset % 2 * sizeof(BFloat16),
+                token.value + i * sizeof(BFloat16), sizeof(BFloat16));
+}
+
+static void write_pair(const Placement& even, const Placement& odd, Unit* row, int dim) {
+  const auto* low = reinterpret_cast<const uint16_t*>(even.value);
+  const auto* high = reinterpret_cast<const uint16_t*>(odd.value);
+  for (int i = 0; i < dim; ++i) row[i] = low[i] | Unit{high[i]} << 16;
 }
 
 template <class T>
 static void write_run(const Step& step, const Layer& layer, const Tensors& tensors, int run) {
+  constexpr int PER = PER_UNIT<T>;
   const int first = run / layer.kv_heads * WRITE_RUN, head = run % layer.kv_heads;
-  const int last = std::min(first + WRITE_RUN, step.tokens);
-  for (int token = first; token < last; ++token)
-    write_token<T>(step, layer, tensors, token, head);
+  const int last = std::min(first + WRITE_RUN, step.tokens), size = step.block_size;
+  for (int token = first; token < last; ++token) {
+    const Placement now = place<T>(step, layer, tensors, token, head);
+    if (now.offset < 0) continue;
+    write_key(now, tensors.key_pages, layer.head_dim / PER, size);
+    Unit* row = tensors.value_pages + (now.page * size + now.offset) / PER * value_columns(layer);
+    if (PER == 2 && now.offset % 2 == 0 && token + 1 < last &&
+        step.slots[token + 1] == step.slots[token] + 1) {
+      const Placement next = place<T>(step, layer, tensors, ++token, head);
+      write_key(next, tensors.key_pages, layer.head_dim / PER, size);
+      write_pair(now, next, row, layer.head_dim);
+    } else {
+      write_value(T{}, now, row, layer.head_dim);
+    }
+  }
 }
 
 // ---- attending ----
@@ -148,7 +181,7 @@ struct Attend {
     locate_keys(chunk);
     locate_values(chunk);
     const int row = from * group, count = (to - from) * group;
-    const Scoring how{layer.scale, layer.softcap};
+    const Scoring how(layer.scale, layer.softcap);
     compute_scores<T>(scratch.query.data() + row * units, count, units, chunk,
                       scratch.scores.data());
     for (int r = 0; r < count; ++r) {
@@ -188,8 +221,8 @@ struct Attend {
       RowState& whole = scratch.state[r];
       if (part.sum == 0) continue;  // this row sees no key of the split
       const float max = std::max(whole.max, part.max);
-      const float old = whole.max == NEG_INF ? 0.0f : exponential(whole.max - max);
-      const float add = exponential(part.max - max);
+      const float old = whole.max == NEG_INF ? 0.0f : power_of_two(whole.max - max);
+      const float add = power_of_two(part.max - max);
       whole.sum = whole.sum * old + part.sum * add;
       whole.max = max;
       float* out = scratch.output.data() + r * columns;
@@ -206,9 +239,9 @@ struct Attend {
       const RowState& state = scratch.state[r];
       float shrink = 1.0f, sum = state.sum;
       if (layer.sinks) {
-        const float max = std::max(state.max, layer.sinks[head]);
-        shrink = exponential(state.max - max);
-        sum = sum * shrink + exponential(layer.sinks[head] - max);
+        const float sink = layer.sinks[head] * LOG2_E, max = std::max(state.max, sink);
+        shrink = power_of_two(state.max - max);
+        sum = sum * shrink + power_of_two(sink - max);
       }
       T* target = output + (int64_t{tile.token + r / group} * layer.heads + head) * dim;
       const float* source = scratch.output.data() + r * columns;

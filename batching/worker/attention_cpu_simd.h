@@ -19,6 +19,7 @@
 namespace slipstream {
 
 constexpr int LANES = 16;
+constexpr float LOG2_E = 1.44269504088896341f;
 constexpr float NEG_INF = -std::numeric_limits<float>::infinity();
 
 typedef float Vec __attribute__((vector_size(64)));
@@ -35,12 +36,13 @@ struct BFloat16 {
 template <class T>
 constexpr int PER_UNIT = sizeof(Unit) / sizeof(T);
 
-// Register tile of the two products, in rows x vectors: accumulators plus one row of operands must
-// fit the register file (32 x 64 bytes with AVX-512, 16 x 32 bytes with AVX2).
+// Register tiles of the two products, in rows x vectors: accumulators plus one row of operands must
+// fit the register file (32 x 64 bytes with AVX-512, 16 x 32 bytes with AVX2). Few rows take the
+// wider tile: they wait for memory, which likes whole rows read at once.
 #if defined(__AVX512F__)
-constexpr int TILE_ROWS = 6, TILE_VECS = 4;
+constexpr int TILE_ROWS = 6, TILE_VECS = 4, FEW_ROWS = 3, WIDE_VECS = 8;
 #else
-constexpr int TILE_ROWS = 2, TILE_VECS = 2;
+constexpr int TILE_ROWS = 2, TILE_VECS = 2, FEW_ROWS = 1, WIDE_VECS = 4;
 #endif
 
 SLIPSTREAM_INLINE Vec load(const float* source) {
@@ -58,7 +60,9 @@ SLIPSTREAM_INLINE Int load_units(const Unit* source) {
 SLIPSTREAM_INLINE void store(float* target, Vec x) { std::memcpy(target, &x, sizeof x); }
 SLIPSTREAM_INLINE Vec splat(float x) { return Vec{} + x; }
 SLIPSTREAM_INLINE Int splat_unit(Unit x) { return Int{} + static_cast<int32_t>(x); }
+// The second operand where either is NaN, as the x86 instructions have it.
 SLIPSTREAM_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+SLIPSTREAM_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 SLIPSTREAM_INLINE Int lane_index() {
   return Int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 }
@@ -116,33 +120,31 @@ SLIPSTREAM_INLINE float max_lanes(Vec x) {
   return part[0];
 }
 
-// e^x, relative error below 2e-7; 0 below -87, e^88 above 88. Cody-Waite reduction by ln 2 and the
-// degree-5 minimax polynomial of Cephes' expf.
-SLIPSTREAM_INLINE Vec exponential(Vec x) {
-  const Vec lowest = splat(-87.0f), highest = splat(88.0f), shifter = splat(12582912.0f);
-  const Int vanishes = x < lowest;
-  x = x < lowest ? lowest : x;
-  x = x > highest ? highest : x;
-  const Vec n = multiply_add(x, splat(1.44269504088896341f), shifter) - shifter;
-  Vec r = multiply_add(n, splat(-0.693359375f), x);
-  r = multiply_add(n, splat(2.12194440e-4f), r);
-  Vec p = splat(1.9875691500e-4f);
-  p = multiply_add(p, r, splat(1.3981999507e-3f));
-  p = multiply_add(p, r, splat(8.3334519073e-3f));
-  p = multiply_add(p, r, splat(4.1665795894e-2f));
-  p = multiply_add(p, r, splat(1.6666665459e-1f));
-  p = multiply_add(p, r, splat(5.0000001201e-1f));
-  p = multiply_add(p, r * r, r + 1.0f);
-  const Vec power = (Vec)((__builtin_convertvector(n, Int) + 127) << 23);
-  return vanishes ? Vec{} : p * power;
+// 2^r on [-1/2, 1/2], relative error below 2.2e-7 in float32: the coefficients of a Remez exchange
+// on the relative error, with the first one set to 1 so that 2^0 is exact.
+constexpr float POWER_SERIES[6] = {1.0f,              6.9314696706e-01f, 2.4022119724e-01f,
+                                   5.5507132735e-02f, 9.6755413345e-03f, 1.3276471993e-03f};
+
+// 2^x; exactly 0 far below the range of float32, minus infinity included.
+SLIPSTREAM_INLINE Vec power_of_two(Vec x) {
+  const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  x = maximum(splat(-200.0f), x);
+  const Vec n = (x + shifter) - shifter, r = x - n;
+  Vec p = splat(POWER_SERIES[5]);
+#pragma GCC unroll 8
+  for (int i = 4; i >= 0; --i) p = multiply_add(p, r, splat(POWER_SERIES[i]));
+#if defined(__AVX512F__)
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const Vec bounded = minimum(splat(127.0f), maximum(splat(-127.0f), n));
+  return p * (Vec)((__builtin_convertvector(bounded, Int) + 127) << 23);
+#endif
 }
 
-SLIPSTREAM_INLINE float exponential(float x) { return exponential(splat(x))[0]; }
+SLIPSTREAM_INLINE float power_of_two(float x) { return power_of_two(splat(x))[0]; }
 
-// tanh(x) = 1 - 2 / (e^2x + 1): absolute error below 2e-7, which is what a soft cap needs.
-SLIPSTREAM_INLINE Vec hyperbolic_tangent(Vec x) {
-  return 1.0f - 2.0f / (exponential(x + x) + 1.0f);
-}
+// tanh(x / (2 log2 e)) = 1 - 2 / (2^x + 1): absolute error below 2e-7, which a soft cap can afford.
+SLIPSTREAM_INLINE Vec hyperbolic_tangent(Vec x) { return 1.0f - 2.0f / (power_of_two(x) + 1.0f); }
 
 // Store sixteen values rounded to nearest even.
 SLIPSTREAM_INLINE void store_as(float* target, Vec x) { store(target, x); }

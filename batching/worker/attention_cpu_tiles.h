@@ -24,12 +24,22 @@ struct Chunk {
   const Unit* values[CHUNK];
 };
 
+// From products to the exponents of two whose softmax it is: x * scale, or with a cap
+// cap * tanh(x * scale). Both factors carry log2 e, the inner one of a cap twice.
 struct Scoring {
-  float scale;
-  float softcap;  // 0: none
+  float scale, cap;  // cap 0: none
+
+  Scoring(float scale, float softcap)
+      : scale(softcap > 0 ? 2 * LOG2_E * scale / softcap : LOG2_E * scale),
+        cap(softcap * LOG2_E) {}
+
+  SLIPSTREAM_INLINE Vec operator()(Vec x) const {
+    x *= scale;
+    return cap > 0 ? cap * hyperbolic_tangent(x) : x;
+  }
 };
 
-// Online softmax (Milakov and Gimelshein 2018) of one query row.
+// Online softmax (Milakov and Gimelshein 2018) of one query row, in powers of two.
 struct RowState {
   float max = NEG_INF;
   float sum = 0;
@@ -65,21 +75,34 @@ void score_block(const Unit* query, int units, const Unit* const* keys, int64_t 
     for (int v = 0; v < VECS; ++v) store(scores + r * CHUNK + v * LANES, acc[r][v]);
 }
 
+// Calls f(row, rows, vector, vectors) with the counts as constants, over all register tiles of
+// `rows` x `vecs`.
+template <class F>
+SLIPSTREAM_INLINE void for_each_block(int rows, int vecs, F&& f) {
+  const auto walk = [&](auto most_rows, auto most_vecs) __attribute__((always_inline)) {
+    for (int v = 0; v < vecs; v += most_vecs)
+      with_constant<most_vecs>(vecs - v, [&](auto v_count) __attribute__((always_inline)) {
+        for (int r = 0; r < rows; r += most_rows)
+          with_constant<most_rows>(rows - r, [&](auto r_count) __attribute__((always_inline)) {
+            f(r, r_count, v, v_count);
+          });
+      });
+  };
+  if (rows <= FEW_ROWS)
+    walk(std::integral_constant<int, FEW_ROWS>{}, std::integral_constant<int, WIDE_VECS>{});
+  else
+    walk(std::integral_constant<int, TILE_ROWS>{}, std::integral_constant<int, TILE_VECS>{});
+}
+
 // scores[rows][CHUNK] = query[rows][units] . keys, for the vectors that hold keys [begin, end).
 template <class T>
 void compute_scores(const Unit* query, int rows, int units, const Chunk& chunk, float* scores) {
-  const int last = (chunk.end + LANES - 1) / LANES;
-  for (int v = chunk.begin / LANES; v < last; v += TILE_VECS) {
-    const int vecs = last - v < TILE_VECS ? last - v : TILE_VECS;
-    with_constant<TILE_VECS>(vecs, [&](auto v_count) {
-      for (int r = 0; r < rows; r += TILE_ROWS)
-        with_constant<TILE_ROWS>(rows - r, [&](auto r_count) {
-          score_block<T, r_count.value, v_count.value>(query + r * units, units, chunk.keys + v,
-                                                       chunk.key_stride,
-                                                       scores + r * CHUNK + v * LANES);
-        });
-    });
-  }
+  const int from = chunk.begin / LANES, vecs = (chunk.end + LANES - 1) / LANES - from;
+  for_each_block(rows, vecs, [&](int r, auto r_count, int v, auto v_count) {
+    score_block<T, r_count.value, v_count.value>(query + r * units, units, chunk.keys + from + v,
+                                                 chunk.key_stride,
+                                                 scores + r * CHUNK + (from + v) * LANES);
+  });
 }
 
 // One row's softmax update. Of the chunk's keys this row sees [first, last). Turns its scores into
@@ -88,43 +111,43 @@ void compute_scores(const Unit* query, int rows, int units, const Chunk& chunk, 
 template <class T>
 float update_row(const Scoring& how, float* scores, int first, int last, const Chunk& chunk,
                  RowState& state, T* weights) {
-  const int from = chunk.begin / LANES * LANES, to = chunk.end;
-  const int lower = first / LANES * LANES;
-  for (int i = from; i < lower; i += LANES) store_as(weights + i, Vec{});
+  const int from = chunk.begin / LANES * LANES, lower = first / LANES * LANES;
   Vec top = splat(NEG_INF);
   for (int i = lower; i < last; i += LANES) {
-    Vec x = load(scores + i) * how.scale;
-    if (how.softcap > 0) x = how.softcap * hyperbolic_tangent(x / how.softcap);
-    const Int lane = lane_index() + i;
-    x = (lane >= first) & (lane < last) ? x : splat(NEG_INF);
+    Vec x = how(load(scores + i));
+    if (i < first || i + LANES > last) {
+      const Int lane = lane_index() + i;
+      x = (lane >= first) & (lane < last) ? x : splat(NEG_INF);
+    }
     store(scores + i, x);
     top = maximum(top, x);
   }
   const float highest = max_lanes(top);
   const float max = highest > state.max ? highest : state.max;
   Vec total{};
-  int i = lower;
+  int i = from;
+  for (; i < lower; i += LANES) store_as(weights + i, Vec{});
   for (; i < last; i += LANES) {
-    const Vec weight = exponential(load(scores + i) - max);
+    const Vec weight = power_of_two(load(scores + i) - max);
     total += weight;
     store_as(weights + i, weight);
   }
-  for (; i < to; i += LANES) store_as(weights + i, Vec{});
-  const float shrink = state.max == NEG_INF ? 0.0f : exponential(state.max - max);
+  for (; i < chunk.end; i += LANES) store_as(weights + i, Vec{});
+  const float shrink = state.max == NEG_INF ? 0.0f : power_of_two(state.max - max);
   state.sum = state.sum * shrink + sum_lanes(total);
   state.max = max;
   return shrink;
 }
 
 template <class T, int ROWS, int VECS>
-void value_block(const Unit* weights, const Unit* const* values, int count, bool half_row,
-                 const float* shrink, int columns, float* output) {
+void value_block(const Unit* weights, const Unit* const* values, int column, int count,
+                 bool half_row, const float* shrink, int columns, float* output) {
   constexpr int STRIDE = CHUNK / PER_UNIT<T>;
   Vec acc[ROWS][VECS] = {};
   const auto add_row = [&](int j, Int mask) __attribute__((always_inline)) {
     Int value[VECS];
 #pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) value[v] = load_units(values[j] + v * LANES) & mask;
+    for (int v = 0; v < VECS; ++v) value[v] = load_units(values[j] + column + v * LANES) & mask;
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       const Int w = splat_unit(weights[r * STRIDE + j]);
@@ -153,19 +176,11 @@ void accumulate_values(const T* weights, int rows, const Chunk& chunk, const flo
   const int skip = chunk.begin / PER_UNIT<T>, count = chunk.end / PER_UNIT<T> - skip;
   const bool half_row = chunk.end % PER_UNIT<T> != 0;
   const Unit* packed = reinterpret_cast<const Unit*>(weights) + skip;
-  for (int c = 0; c < columns; c += TILE_VECS * LANES) {
-    const int vecs = (columns - c) / LANES;
-    const Unit* values[CHUNK];
-    for (int j = 0; j < count + half_row; ++j) values[j] = chunk.values[skip + j] + c;
-    with_constant<TILE_VECS>(vecs < TILE_VECS ? vecs : TILE_VECS, [&](auto v_count) {
-      for (int r = 0; r < rows; r += TILE_ROWS)
-        with_constant<TILE_ROWS>(rows - r, [&](auto r_count) {
-          value_block<T, r_count.value, v_count.value>(packed + r * STRIDE, values, count,
-                                                       half_row, shrink + r, columns,
-                                                       output + r * columns + c);
-        });
-    });
-  }
+  for_each_block(rows, columns / LANES, [&](int r, auto r_count, int v, auto v_count) {
+    value_block<T, r_count.value, v_count.value>(packed + r * STRIDE, chunk.values + skip,
+                                                 v * LANES, count, half_row, shrink + r, columns,
+                                                 output + r * columns + v * LANES);
+  });
 }
 
 }  // namespace slipstream
