@@ -106,7 +106,8 @@ def _unknown(path: str) -> ApiError:
 def _translate(message: str) -> ApiError:
     match = _AT_PATH.fullmatch(message)
     assert match is not None  # the pattern matches any text
-    what, path = match["what"], match["path"] or ""
+    what = match["what"]
+    path = (match["path"] or "").partition("[...]")[0]  # msgspec names no keys of mappings
     if unknown := _UNKNOWN_FIELD.fullmatch(what):
         return _unknown(f"{path}.{unknown['name']}".lstrip("."))
     if missing := _MISSING_FIELD.fullmatch(what):
