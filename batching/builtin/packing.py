@@ -1,8 +1,8 @@
 """From documents to rows of token ids that waste next to nothing.
 
 Whole documents are packed (first fit, longest first) into rows of fixed length, so an answer is
-never cut off from its question. Attention crosses document borders inside a row: the
-end-of-text token tells the model that what came before is over.
+never cut off from its question. Attention stays inside a document: each is seen as it will be
+when it is served, alone, only at varying positions.
 """
 
 import itertools
@@ -19,10 +19,17 @@ from .corpus.mix import documents
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` int64 [rows, length]; `learned` bool [rows, length], true for tokens to predict."""
+    """`ids` int64 [rows, length]; `learned` bool [rows, length], true for tokens to predict;
+    `document` int64 [rows, length], which document of its row a token belongs to."""
 
     ids: torch.Tensor
     learned: torch.Tensor
+    document: torch.Tensor
+
+    def visible(self) -> torch.Tensor:
+        """bool [rows, 1, length, length]: causal attention within the same document."""
+        same = self.document[:, :, None] == self.document[:, None, :]
+        return same.tril().unsqueeze(1)
 
 
 Encoded = tuple[list[int], list[bool]]
@@ -82,12 +89,19 @@ def batches(
 
 
 def _batch(bins: list[list[Encoded]], length: int, pad: int, rng: Random) -> Batch:
-    ids = torch.full((len(bins), length), pad)
-    learned = torch.zeros(len(bins), length, dtype=torch.bool)
-    for row, documents_ in enumerate(bins):
-        rng.shuffle(documents_)
-        flat = [token for tokens, _ in documents_ for token in tokens]
-        flags = [flag for _, flags_ in documents_ for flag in flags_]
-        ids[row, : len(flat)] = torch.tensor(flat)
-        learned[row, : len(flat)] = torch.tensor(flags)
-    return Batch(ids, learned)
+    shape = (len(bins), length)
+    batch = Batch(
+        torch.full(shape, pad),
+        torch.zeros(shape, dtype=torch.bool),
+        torch.full(shape, -1),
+    )
+    for row, packed in enumerate(bins):
+        rng.shuffle(packed)
+        start = 0
+        for number, (ids, learned) in enumerate(packed):
+            end = start + len(ids)
+            batch.ids[row, start:end] = torch.tensor(ids)
+            batch.learned[row, start:end] = torch.tensor(learned)
+            batch.document[row, start:end] = number
+            start = end
+    return batch

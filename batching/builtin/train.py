@@ -25,12 +25,12 @@ from .packing import Batch, batches
 from .tokenizer import train_tokenizer
 
 CONTEXT = 2048
-SHORT, LONG = (11, 384), (2, CONTEXT)
+SHORT, LONG = (6, 384), (1, CONTEXT)
 """(rows, tokens a row) of the two kinds of step."""
-LONG_EVERY = 12
-STEPS = 2600
+LONG_EVERY = 16
+STEPS = 5000
 WARMUP, DECAY = 60, 0.45
-MUON_RATE, ADAM_RATE = 0.02, 3e-3
+RATES = (0.01, 0.01, 2e-3)
 STATE = "training_state.pt"
 
 
@@ -47,12 +47,12 @@ class Progress:
 
 
 def build(tokenizer: FastTokenizer) -> LlamaForCausalLM:
-    """A float32 Llama-architecture model of 3.9 million parameters, freshly initialised."""
+    """A float32 Llama-architecture model of 3.3 million parameters, freshly initialised."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=5,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
@@ -63,15 +63,29 @@ def build(tokenizer: FastTokenizer) -> LlamaForCausalLM:
         pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
         attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    # Which word a token is must not drown in what the layers add: embeddings start at unit
+    # variance, layers at zero, and the last norm brings first logits back to unit variance.
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=1.0)
+    torch.nn.init.constant_(model.model.norm.weight, config.hidden_size**-0.5)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    """For matrices, embedding and norms, in the order of `RATES`."""
+    embedding = model.model.embed_tokens.weight
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
+    norms = [p for p in model.parameters() if p.ndim == 1]
     return [
-        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, momentum=0.95),
-        torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=RATES[0], weight_decay=0.3, momentum=0.95),
+        # A tied embedding row gets a tiny "not this word" gradient at every position. Adam would
+        # blow that up to full size and push all rare words the same way until they look alike,
+        # and nothing could be copied; a large epsilon leaves it tiny.
+        torch.optim.AdamW([embedding], lr=RATES[1], betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0),
+        torch.optim.AdamW(norms, lr=RATES[2], betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
@@ -82,16 +96,19 @@ def rate(step: int, fraction: float) -> float:
 
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     """Mean cross entropy (nats a token) over the learned tokens only."""
-    wanted = batch.learned[:, 1:]
+    # The first token of a document has nothing to be predicted from.
+    wanted = batch.learned[:, 1:] & (batch.document[:, 1:] == batch.document[:, :-1])
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+        hidden = model.model(
+            input_ids=batch.ids, attention_mask=batch.visible(), use_cache=False
+        ).last_hidden_state
         # Only learned positions reach the output layer: it is a fifth of the arithmetic.
         logits = model.lm_head(hidden[:, :-1][wanted])
     return torch.nn.functional.cross_entropy(logits.float(), batch.ids[:, 1:][wanted])
 
 
 def stream(tokenizer: FastTokenizer, seed: int, first: int) -> Iterator[Batch]:
-    """The batches from step `first` on: short rows, every twelfth step long ones."""
+    """The batches from step `first` on: short rows, every sixteenth step long ones."""
     backend = tokenizer.backend_tokenizer
     # A resumed run starts a new stream rather than replaying the old one up to `first`.
     short = batches(backend, 2 * (seed + first), *SHORT)
@@ -132,7 +149,7 @@ def train(out: Path, minutes: float, seed: int, *, resume: bool, compiled: bool)
         for optimizer, saved in zip(chosen, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
     if compiled:
-        model.model.compile()
+        model.model.compile(dynamic=False)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {len(tokenizer)} tokens in the vocabulary", flush=True)
     _steps(model, chosen, tokenizer, progress, out, minutes, seed)
@@ -156,7 +173,7 @@ def _steps(
         fraction = progress.fraction(minutes, started)
         if fraction >= 1.0:
             return
-        for optimizer, base in zip(chosen, (MUON_RATE, ADAM_RATE), strict=True):
+        for optimizer, base in zip(chosen, RATES, strict=True):
             optimizer.param_groups[0]["lr"] = base * rate(progress.step, fraction)
         loss = loss_of(model, batch)
         loss.backward()
@@ -173,7 +190,7 @@ def _steps(
             print(f"step {progress.step}  loss {recent:.3f}  {tokens / (now - shown):.0f} tokens/s"
                   f"  {left:.0f} min left", flush=True)  # fmt: skip
             tokens, shown = 0, now
-        if now - saved > 240:
+        if now - saved > 150:
             _checkpoint(model, chosen, tokenizer, progress, now - started, out)
             saved = now
 

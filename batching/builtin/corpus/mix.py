@@ -92,22 +92,22 @@ def tool_chat(rng: Random) -> list[Span]:
 
 def _short(rng: Random) -> list[Span]:
     pick = rng.random()
-    if pick < 0.56:
+    if pick < 0.58:
         return chat(rng, rng.choice((1, 1, 2, 3, 4)))
-    if pick < 0.74:
+    if pick < 0.80:
         return sheet(rng, rng.randint(4, 20))
-    if pick < 0.83:
+    if pick < 0.89:
         return tool_chat(rng)
-    if pick < 0.92:
+    if pick < 0.95:
         return story_chat(rng)
     return plain_story(rng, rng.choice((0, 1, 1, 2, 3)))
 
 
 def _long(rng: Random) -> list[Span]:
     pick = rng.random()
-    if pick < 0.6:
+    if pick < 0.7:
         return chat(rng, rng.randint(10, 60))
-    if pick < 0.8:
+    if pick < 0.85:
         return story_chat(rng, rng.randint(12, 50))
     return plain_story(rng, rng.randint(12, 50))
 
