@@ -73,7 +73,10 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
     each = block_bytes(backend, probe.specs, config.block_size, model.dtype)
     free = free_bytes(device) - activation_bytes
     blocks = choose_num_blocks(config, max_model_len, each, free, is_cpu=is_cpu)
-    pages = [backend.allocate(s, blocks, config.block_size, model.dtype) for s in probe.specs]
+    try:
+        pages = [backend.allocate(s, blocks, config.block_size, model.dtype) for s in probe.specs]
+    except ValueError as error:
+        raise UnsupportedModelError(f"block_size {config.block_size}: {error}") from error
     packed.bind(probe.modules, probe.specs, backend, pages)
     capabilities = Capabilities(
         model=config.model,

@@ -175,6 +175,12 @@ def test_a_pool_too_small_for_one_sequence(tmp_path: Path) -> None:
     assert load(tmp_path, num_blocks=2, max_model_len=64).capabilities().num_blocks == 2
 
 
+def test_a_block_size_that_the_backend_cannot_lay_out(tmp_path: Path) -> None:
+    tiny_models.save("llama", tmp_path)
+    with pytest.raises(UnsupportedModelError, match="block_size 3"):
+        load(tmp_path, block_size=3, dtype="bfloat16", attention="cpu")
+
+
 @pytest.mark.parametrize("is_fast, expected", [(True, torch.bfloat16), (False, torch.float32)])
 def test_automatic_dtype_on_the_cpu(
     is_fast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
