@@ -12,6 +12,7 @@ finishes its decay.
 import argparse
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +32,9 @@ LONG_EVERY = 16
 STEPS = 5000
 WARMUP, DECAY = 60, 0.45
 RATES = (0.01, 0.01, 2e-3)
+REPORT_EVERY = 20
+CHECKPOINT_SECONDS = 150.0
 STATE = "training_state.pt"
-
-
-@dataclass
-class Progress:
-    """Where training stands: `step` of `STEPS`, and the seconds spent before this process."""
-
-    step: int = 0
-    seconds: float = 0.0
-
-    def fraction(self, minutes: float, started: float) -> float:
-        spent = self.seconds + time.monotonic() - started
-        return min(1.0, max(self.step / STEPS, spent / (60 * minutes)))
 
 
 def build(tokenizer: FastTokenizer) -> LlamaForCausalLM:
@@ -102,7 +93,7 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
         hidden = model.model(
             input_ids=batch.ids, attention_mask=batch.visible(), use_cache=False
         ).last_hidden_state
-        # Only learned positions reach the output layer: it is a fifth of the arithmetic.
+        # Only learned positions reach the output layer: more than half need not.
         logits = model.lm_head(hidden[:, :-1][wanted])
     return torch.nn.functional.cross_entropy(logits.float(), batch.ids[:, 1:][wanted])
 
@@ -131,86 +122,86 @@ def save_model(model: LlamaForCausalLM, tokenizer: FastTokenizer, out: Path) -> 
     half.save_pretrained(out)
 
 
-def train(out: Path, minutes: float, seed: int, *, resume: bool, compiled: bool) -> None:
-    """Train until the steps or the minutes are used up; `out` holds a usable model throughout."""
-    torch.manual_seed(seed)
-    progress = Progress()
-    if resume:
-        tokenizer = AutoTokenizer.from_pretrained(out)
-    else:
+@dataclass
+class Training:
+    """A run in progress: what a checkpoint saves and what a step changes."""
+
+    model: LlamaForCausalLM
+    tokenizer: FastTokenizer
+    optimizers: list[torch.optim.Optimizer]
+    out: Path
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, out: Path, seed: int) -> "Training":
+        """A new tokenizer and a fresh model."""
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = train_tokenizer(out, seed)
-    model = build(tokenizer).train()
-    chosen = optimizers(model)
-    if resume:
+        model = build(tokenizer)
+        return cls(model, tokenizer, optimizers(model), out)
+
+    @classmethod
+    def resume(cls, out: Path) -> "Training":
+        """The state of the last checkpoint in `out`; raises FileNotFoundError without one."""
         state = torch.load(out / STATE, weights_only=True)
-        progress = Progress(state["step"], state["seconds"])
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        model = build(tokenizer)
         model.load_state_dict(state["model"])
+        chosen = optimizers(model)
         for optimizer, saved in zip(chosen, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-    if compiled:
-        model.model.compile(dynamic=False)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {len(tokenizer)} tokens in the vocabulary", flush=True)
-    _steps(model, chosen, tokenizer, progress, out, minutes, seed)
-    save_model(model, tokenizer, out)
-    (out / STATE).unlink(missing_ok=True)
-    print(f"wrote {out}", flush=True)
+        return cls(model, tokenizer, chosen, out, state["step"], state["seconds"])
 
+    def checkpoint(self) -> None:
+        """Save a usable model and, beside it, what `resume` needs."""
+        save_model(self.model, self.tokenizer, self.out)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        torch.save(state, self.out / STATE)
 
-def _steps(
-    model: LlamaForCausalLM,
-    chosen: list[torch.optim.Optimizer],
-    tokenizer: FastTokenizer,
-    progress: Progress,
-    out: Path,
-    minutes: float,
-    seed: int,
-) -> None:
-    started = saved = shown = time.monotonic()
-    tokens, recent = 0, 0.0
-    for batch in stream(tokenizer, seed, progress.step):
-        fraction = progress.fraction(minutes, started)
-        if fraction >= 1.0:
-            return
-        for optimizer, base in zip(chosen, RATES, strict=True):
-            optimizer.param_groups[0]["lr"] = base * rate(progress.step, fraction)
-        loss = loss_of(model, batch)
+    def update(self, batch: Batch, factor: float) -> float:
+        """One step with the base rates times `factor`; returns the loss (nats a token)."""
+        for optimizer, base in zip(self.optimizers, RATES, strict=True):
+            optimizer.param_groups[0]["lr"] = base * factor
+        loss = loss_of(self.model, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in chosen:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        progress.step += 1
-        tokens += batch.ids.numel()
-        recent = loss.item() if recent == 0.0 else 0.95 * recent + 0.05 * loss.item()
+        self.step += 1
+        return loss.item()
+
+
+def train(run: Training, minutes: float, seed: int) -> None:
+    """Train until the steps or the minutes are used up; `out` holds a usable model throughout."""
+    shown = saved = time.monotonic()
+    tokens, losses = 0, deque[float](maxlen=REPORT_EVERY)
+    for batch in stream(run.tokenizer, seed, run.step):
+        fraction = max(run.step / STEPS, run.seconds / (60 * minutes))
+        if fraction >= 1.0:
+            break
+        began = time.monotonic()
+        losses.append(run.update(batch, rate(run.step, fraction)))
         now = time.monotonic()
-        if progress.step % 20 == 0:
-            left = (now - started) / 60 * (1 - fraction) / max(fraction, 1e-6)
-            print(f"step {progress.step}  loss {recent:.3f}  {tokens / (now - shown):.0f} tokens/s"
-                  f"  {left:.0f} min left", flush=True)  # fmt: skip
+        run.seconds += now - began
+        tokens += batch.ids.numel()
+        if run.step % REPORT_EVERY == 0:
+            left = run.seconds / 60 * (1 / max(fraction, 1e-3) - 1)
+            loss, speed = sum(losses) / len(losses), tokens / (now - shown)
+            report = f"step {run.step}  loss {loss:.3f}  {speed:.0f} tokens/s  {left:.0f} min left"
+            print(report, flush=True)
             tokens, shown = 0, now
-        if now - saved > 150:
-            _checkpoint(model, chosen, tokenizer, progress, now - started, out)
+        if now - saved > CHECKPOINT_SECONDS:
+            run.checkpoint()
             saved = now
-
-
-def _checkpoint(
-    model: LlamaForCausalLM,
-    chosen: list[torch.optim.Optimizer],
-    tokenizer: FastTokenizer,
-    progress: Progress,
-    seconds: float,
-    out: Path,
-) -> None:
-    save_model(model, tokenizer, out)
-    state = {
-        "step": progress.step,
-        "seconds": progress.seconds + seconds,
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in chosen],
-    }
-    torch.save(state, out / STATE)
+    save_model(run.model, run.tokenizer, run.out)
+    (run.out / STATE).unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -223,13 +214,15 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="train without a C++ compiler, slower")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(
-        arguments.out,
-        arguments.minutes,
-        arguments.seed,
-        resume=arguments.resume,
-        compiled=not arguments.eager,
-    )
+    torch.manual_seed(arguments.seed)
+    out = arguments.out
+    run = Training.resume(out) if arguments.resume else Training.start(out, arguments.seed)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    print(f"{parameters:,} parameters, {len(run.tokenizer)} tokens in the vocabulary", flush=True)
+    if not arguments.eager:
+        run.model.model.compile(dynamic=False)
+    train(run, arguments.minutes, arguments.seed)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
