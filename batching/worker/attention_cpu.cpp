@@ -245,10 +245,13 @@ struct Attend {
       }
       T* target = output + (int64_t{tile.token + r / group} * layer.heads + head) * dim;
       const float* source = scratch.output.data() + r * columns;
-      for (int i = 0; i < dim; i += LANES) {
+      const Vec factor = splat(shrink / sum);
+      int i = 0;
+      for (; i + LANES <= dim; i += LANES) store_as(target + i, load(source + i) * factor);
+      if (i < dim) {
         T lanes[LANES];
-        store_as(lanes, load(source + i) * splat(shrink / sum));
-        std::memcpy(target + i, lanes, std::min(LANES, dim - i) * sizeof(T));
+        store_as(lanes, load(source + i) * factor);
+        std::copy_n(lanes, dim - i, target + i);
       }
     }
   }

@@ -16,7 +16,10 @@ rows are as long as whole vectors: a head size of 72 takes 80.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
+import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +35,15 @@ LANES = 16
 
 def _columns(spec: LayerSpec) -> int:
     return -(-spec.head_dim // LANES) * LANES
+
+
+def _huge(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in large memory pages where the system grants them: blocks lie in random order, and
+    each would cost several address translations."""
+    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize))
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 class _Step(ctypes.Structure):
@@ -160,8 +172,8 @@ class CpuAttention:
             raise ValueError(f"a block of {block_size} {dtype} tokens does not divide into pairs")
         head = (num_blocks, spec.kv_heads)
         return (
-            torch.empty((*head, spec.head_dim // per, block_size, per), dtype=dtype),
-            torch.empty((*head, block_size // per, _columns(spec), per), dtype=dtype),
+            _huge((*head, spec.head_dim // per, block_size, per), dtype),
+            _huge((*head, block_size // per, _columns(spec), per), dtype),
         )
 
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> _Schedule:
