@@ -304,12 +304,23 @@ static void forward(const Step& step, const Layer& layer, const Tensors& tensors
   const int runs = ceil_div(step.tokens, WRITE_RUN) * layer.kv_heads;
   const int items = static_cast<int>(plan.items.size());
   std::atomic<int> next_run{0}, next_item{0};
-#pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
-  {
+  const auto write = [&] {
     for (int i; (i = next_run.fetch_add(1)) < runs;) write_run<T>(step, layer, tensors, i);
-#pragma omp barrier
+  };
+  const auto attend = [&] {
     for (int i; (i = next_item.fetch_add(1)) < items;)
       run_item<T>(step, layer, tensors, plan, plan.items[i]);
+  };
+  // A few tokens are sooner written by one thread than all threads have met at a barrier.
+  const bool alone = plan.threads == 1 || step.tokens <= WRITE_RUN;
+  if (alone) write();
+#pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
+  {
+    if (!alone) {
+      write();
+#pragma omp barrier
+    }
+    attend();
   }
 }
 

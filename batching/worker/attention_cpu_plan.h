@@ -109,7 +109,7 @@ inline Plan* make_plan(const Step& step, const Layer& layer) {
   for (const Tile& tile : plan->tiles)
     total += tile_cost(tile.tokens * (layer.heads / layer.kv_heads),
                        tile.position + tile.tokens - first_visible(layer, tile.position));
-  constexpr int64_t worth_a_team = 1 << 19;  // about 50 us of one core
+  constexpr int64_t worth_a_team = 1 << 20;  // about 90 us of one core
   plan->threads = total * layer.head_dim < worth_a_team ? 1 : step.threads;
   const int64_t share = plan->threads == 1 ? total : total / (4 * plan->threads);
   add_items(layer, share, *plan);

@@ -1,6 +1,6 @@
 """CPU attention, one layer: microseconds, share of memory bandwidth, and gather + SDPA beside it.
 
-    OMP_NUM_THREADS=2 python -m tests.bench.bench_attention [--rounds 15] [--json FILE]
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python -m tests.bench.bench_attention [--rounds 15] [--json FILE]
 
 All candidates take turns within each round and medians are reported, because machines are shared.
 Every decode case cycles through enough page sets that none is still in a cache.
@@ -67,6 +67,7 @@ class Workload:
             max_context=context,
         )
         self.metadata.schedule = backend.prepare(self.metadata, [self.spec])
+        self.mask = torch.arange(context) <= position[:, None]
         self.turn = 0
 
     def ours(self) -> None:
@@ -81,8 +82,10 @@ class Workload:
         table = self.metadata.block_tables.long()
         full = [self._gather(page, table) for page in self.pages[self.turn]]
         query = self.query.view(self.batch, self.queries, *self.query.shape[1:]).transpose(1, 2)
+        causal = self.queries == self.context
+        mask = None if causal or self.queries == 1 else self.mask
         F.scaled_dot_product_attention(
-            query, full[0], full[1], enable_gqa=True, is_causal=self.queries > 1
+            query, full[0], full[1], attn_mask=mask, enable_gqa=True, is_causal=causal
         )
 
     def _gather(self, page: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
