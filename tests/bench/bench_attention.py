@@ -1,6 +1,6 @@
 """CPU attention, one layer: microseconds, share of memory bandwidth, and gather + SDPA beside it.
 
-    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python -m tests.bench.bench_attention [--rounds 15] [--json FILE]
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python -m tests.bench.bench_attention [--rounds N]
 
 All candidates take turns within each round and medians are reported, because machines are shared.
 Every decode case cycles through enough page sets that none is still in a cache.
