@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from batching.worker.attention import AttentionBackend, LayerSpec, choose_backen
 from batching.worker.device import choose_device, free_bytes
 from batching.worker.kv_pool import block_bytes, choose_num_blocks
 from batching.worker.load import load_model
-from batching.worker.model import PackedModel
+from batching.worker.model import PackedModel, Runner
 from batching.worker.probe import PROBE_TOKENS, Probe, freeze_rope, rope_limit
 from batching.worker.protocol import Capabilities, UnsupportedModelError, WorkerConfig
+
+logger = logging.getLogger(__name__)
 
 
 class Phases:
@@ -44,7 +47,7 @@ class Phases:
 class Assembled:
     """A model ready to run steps."""
 
-    model: PackedModel
+    model: Runner
     backend: AttentionBackend
     specs: list[LayerSpec]
     device: torch.device
@@ -56,8 +59,6 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if config.quantization != "none":
-        raise UnsupportedModelError(f"quantization {config.quantization} is not supported")
     phases.begin("weights")
     model = load_model(config, device, phases.report)
     text_config = model.config.get_text_config(decoder=True)
@@ -77,7 +78,8 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
         pages = [backend.allocate(s, blocks, config.block_size, model.dtype) for s in probe.specs]
     except ValueError as error:
         raise UnsupportedModelError(f"block_size {config.block_size}: {error}") from error
-    packed.bind(probe.modules, probe.specs, backend, pages)
+    phases.begin("pack")
+    runner = _bind(model, packed, probe, backend, pages, max_model_len, config.quantization)
     capabilities = Capabilities(
         model=config.model,
         architecture=type(model).__name__,
@@ -92,11 +94,42 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
         attention=backend.name,
         eos_token_ids=end_tokens(model),
         overlap=0 if is_cpu else 1,
-        weight_bytes=sum(p.nbytes for p in model.parameters()),
+        weight_bytes=runner.weight_bytes,
         kv_bytes=blocks * each,
         phases=phases.seconds,
     )
-    return Assembled(packed, backend, probe.specs, device, capabilities)
+    return Assembled(runner, backend, probe.specs, device, capabilities)
+
+
+def _bind(
+    model: Any,
+    packed: PackedModel,
+    probe: Probe,
+    backend: AttentionBackend,
+    pages: list[tuple[torch.Tensor, torch.Tensor]],
+    max_model_len: int,
+    quantization: str,
+) -> Runner:
+    """The fastest runner that computes the model exactly: on CPU a C++ one where there is one."""
+    reason = f"{backend.name} attention is used"
+    if backend.name == "cpu":
+        from batching.worker.cpu import decoder
+        from batching.worker.cpu.attention import CpuAttention
+
+        assert isinstance(backend, CpuAttention)
+        refusal = decoder.refuses(model)
+        if refusal is None:
+            return decoder.CpuDecoder(
+                model, probe.specs, backend, pages, max_model_len, int8=quantization == "int8"
+            )
+        reason = refusal
+        logger.info("the C++ decoder is not used: %s", reason)
+    if quantization != "none":
+        raise UnsupportedModelError(
+            f"{model.config.model_type}: no {quantization} weights, because {reason}"
+        )
+    packed.bind(probe.modules, probe.specs, backend, pages)
+    return packed
 
 
 def _probe(

@@ -91,7 +91,7 @@ class AttentionBackend(Protocol):
 # Backends by name, as "module:class", built as class(device), which raises ImportError or OSError
 # where it cannot be. "auto" takes the first of the device's list that refuses no layer.
 BACKENDS = {
-    "cpu": "batching.worker.attention_cpu:CpuAttention",
+    "cpu": "batching.worker.cpu.attention:CpuAttention",
     "reference": "batching.worker.attention_reference:ReferenceAttention",
 }
 PREFERRED = {"cpu": ("cpu", "reference")}

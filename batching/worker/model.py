@@ -10,7 +10,7 @@ to its logits (scaling, softcap) is kept.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -108,8 +108,27 @@ def split_head(model: Any) -> nn.Module:
     return head
 
 
+class Runner(Protocol):
+    """Computes a step whose geometry was put into `step`. Owns no per-request state."""
+
+    step: Step
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+
+    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [tokens, width] of packed tokens int64 [tokens].
+
+        The next call may overwrite the result.
+        """
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Raw logits float32 [n, vocabulary] of hidden states [n, width]."""
+
+
 class PackedModel:
-    """The loaded model, bound to its KV pages. Owns no per-request state."""
+    """Implements `Runner` with the transformers model itself, bound to its KV pages."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -129,14 +148,16 @@ class PackedModel:
             module.paged_layer = PagedLayer(spec, backend, layer_pages, self.step)  # type: ignore[assignment]
         self.model.set_attn_implementation(ATTENTION_NAME)
 
+    @property
+    def weight_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
     def hidden(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [tokens, width] of packed tokens int64 [tokens]."""
         output = self._base(
             input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True
         )
         return output.last_hidden_state[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Raw logits float32 [n, vocabulary] of hidden states [n, width]."""
         output = self._head(input_ids=hidden[None], use_cache=False, return_dict=True)
         return output.logits[0].float()

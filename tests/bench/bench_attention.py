@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from batching.worker.attention import AttentionMetadata, LayerSpec
-from batching.worker.attention_cpu import CpuAttention
+from batching.worker.cpu.attention import CpuAttention
 
 BLOCK = 32
 SHAPES = {"16q/8kv d128": (16, 8, 128), "9q/3kv d64": (9, 3, 64)}

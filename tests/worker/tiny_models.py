@@ -38,12 +38,19 @@ YARN = {
     "original_max_position_embeddings": MAX_LEN // 4,
 }
 
+# Wide enough for the C++ decoder's vectors.
+WIDE = {"hidden_size": 64, "head_dim": 32}
+
 # Name: (model class, arguments of its configuration besides COMMON)
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rope_parameters": YARN}),
     "mistral": ("Mistral", {"sliding_window": WINDOW, "head_dim": 16}),
     "qwen2": ("Qwen2", {"use_sliding_window": True, **BOTH_WINDOWS}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "llama_wide": ("Llama", {"rope_parameters": YARN, **WIDE}),
+    "mistral_wide": ("Mistral", {"sliding_window": WINDOW, **WIDE}),
+    "qwen2_wide": ("Qwen2", {"use_sliding_window": True, **BOTH_WINDOWS, **WIDE}),
+    "qwen3_wide": ("Qwen3", {"tie_word_embeddings": True, **WIDE}),
     "gemma2": (
         "Gemma2",
         {

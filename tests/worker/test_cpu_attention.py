@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from batching.worker import cpp_build
 from batching.worker.attention import LayerSpec
-from batching.worker.attention_cpu import SOURCE, CpuAttention
+from batching.worker.cpu import build
+from batching.worker.cpu.attention import SOURCE, CpuAttention
 from tests.worker.paged_case import Case, spec_of
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -221,19 +221,19 @@ def test_page_bytes_are_what_is_allocated(backend: CpuAttention, dtype: torch.dt
 
 
 def test_one_openmp_runtime_in_the_process(backend: CpuAttention) -> None:
-    assert cpp_build.openmp_runtime().is_file()  # raises if the library brought a second
+    assert build.openmp_runtime().is_file()  # raises if the library brought a second
 
 
 def test_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpp_build.load_library(SOURCE, tmp_path)
+    build.load_library(SOURCE, tmp_path)
 
     def fail(*_: object) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(cpp_build, "_build", fail)
-    cpp_build.load_library(SOURCE, tmp_path)
+    monkeypatch.setattr(build, "_build", fail)
+    build.load_library(SOURCE, tmp_path)
     with pytest.raises(AssertionError, match="built again"):
-        cpp_build.load_library(SOURCE, tmp_path, ("-march=native", "-DOTHER"))
+        build.load_library(SOURCE, tmp_path, ("-march=native", "-DOTHER"))
     assert len(list(tmp_path.glob("*.so"))) == 1
 
 
@@ -248,6 +248,6 @@ def test_without_a_compiler_the_reason_is_given(
 def test_a_failed_build_quotes_the_compiler_and_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "broken.cpp"
     source.write_text("int f( {")
-    with pytest.raises(cpp_build.BuildError, match=r"broken\.cpp:1"):
-        cpp_build.load_library(source, tmp_path / "cache")
+    with pytest.raises(build.BuildError, match=r"broken\.cpp:1"):
+        build.load_library(source, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.so"))

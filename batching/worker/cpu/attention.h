@@ -1,10 +1,12 @@
-// Paged attention on CPU: see attention_cpu.py for the contract, the layout and the promises.
+// Paged attention on CPU: see attention.py for the contract, the layout and the promises.
 //
 // A query row's result is a left fold over splits (SPLIT keys, at multiples of SPLIT), each split a
 // left fold over chunks (CHUNK keys). Which thread computes which split, and which rows share a
 // tile, is free: it changes time, never bits.
-#include "attention_cpu_plan.h"
-#include "attention_cpu_tiles.h"
+#pragma once
+
+#include "attention_plan.h"
+#include "attention_tiles.h"
 
 namespace slipstream {
 
@@ -298,57 +300,4 @@ static void run_item(const Step& step, const Layer& layer, const Tensors& tensor
     attend.part(item.split, plan, item.tile);
 }
 
-// Threads take the next piece of work when they are free: on a shared machine one may be slower.
-template <class T>
-static void forward(const Step& step, const Layer& layer, const Tensors& tensors, Plan& plan) {
-  const int runs = ceil_div(step.tokens, WRITE_RUN) * layer.kv_heads;
-  const int items = static_cast<int>(plan.items.size());
-  std::atomic<int> next_run{0}, next_item{0};
-  const auto write = [&] {
-    for (int i; (i = next_run.fetch_add(1)) < runs;) write_run<T>(step, layer, tensors, i);
-  };
-  const auto attend = [&] {
-    for (int i; (i = next_item.fetch_add(1)) < items;)
-      run_item<T>(step, layer, tensors, plan, plan.items[i]);
-  };
-  // A few tokens are sooner written by one thread than all threads have met at a barrier.
-  const bool alone = plan.threads == 1 || step.tokens <= WRITE_RUN;
-  if (alone) write();
-#pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
-  {
-    if (!alone) {
-      write();
-#pragma omp barrier
-    }
-    attend();
-  }
-}
-
 }  // namespace slipstream
-
-extern "C" {
-
-void* slipstream_plan(const slipstream::Step* step, const slipstream::Layer* layer) {
-  return slipstream::make_plan(*step, *layer);
-}
-
-void slipstream_free(void* plan) { delete static_cast<slipstream::Plan*>(plan); }
-
-// Strides in elements; the last dimension is contiguous.
-void slipstream_forward(const slipstream::Step* step, const slipstream::Layer* layer, void* plan,
-                        const void* query, const void* key, const void* value,
-                        slipstream::Unit* key_pages, slipstream::Unit* value_pages, void* output,
-                        int64_t query_token, int64_t query_head, int64_t key_token,
-                        int64_t key_head, int64_t value_token, int64_t value_head,
-                        int32_t bfloat16) {
-  const slipstream::Tensors tensors{query,       key,        value,     key_pages,
-                                    value_pages, output,     query_token, query_head,
-                                    key_token,   key_head,   value_token, value_head};
-  auto& work = *static_cast<slipstream::Plan*>(plan);
-  if (bfloat16)
-    slipstream::forward<slipstream::BFloat16>(*step, *layer, tensors, work);
-  else
-    slipstream::forward<float>(*step, *layer, tensors, work);
-}
-
-}

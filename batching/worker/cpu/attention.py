@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 
 from batching.worker.attention import AttentionMetadata, LayerSpec
-from batching.worker.cpp_build import NATIVE, load_library
+from batching.worker.cpu.build import NATIVE, load_library
 
-SOURCE = Path(__file__).with_name("attention_cpu.cpp")
+SOURCE = Path(__file__).with_name("kernels.cpp")
 PER_UNIT = {torch.float32: 1, torch.bfloat16: 2}
 LANES = 16
 
@@ -119,6 +119,10 @@ class _Schedule:
                 plan = library.slipstream_plan(self.address, layer.address)
                 self.plans[layer.geometry] = plan
 
+    def plan(self, spec: LayerSpec) -> int:
+        """The C++ plan of one layer's kind."""
+        return self.plans[spec.heads, spec.kv_heads, spec.head_dim, spec.window]
+
     def __del__(self) -> None:
         for plan in self.plans.values():
             self._library.slipstream_free(plan)
@@ -137,18 +141,18 @@ class CpuAttention:
     ) -> None:
         if device.type != "cpu":
             raise OSError(f"computes on the CPU, not on {device.type}")
-        self._library = load_library(SOURCE, cache, target)
-        self._library.slipstream_plan.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-        self._library.slipstream_plan.restype = ctypes.c_void_p
-        self._library.slipstream_free.argtypes = (ctypes.c_void_p,)
-        self._library.slipstream_free.restype = None
-        self._forward = self._library.slipstream_forward
-        self._forward.argtypes = (
+        self.library = load_library(SOURCE, cache, target)
+        self.library.slipstream_plan.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        self.library.slipstream_plan.restype = ctypes.c_void_p
+        self.library.slipstream_free.argtypes = (ctypes.c_void_p,)
+        self.library.slipstream_free.restype = None
+        self._attend = self.library.slipstream_attend
+        self._attend.argtypes = (
             *[ctypes.c_void_p] * 9,
             *[ctypes.c_int64] * 6,
             ctypes.c_int32,
         )
-        self._forward.restype = None
+        self._attend.restype = None
         self._layers: dict[int, _KnownLayer] = {}
 
     def refuses(self, spec: LayerSpec, dtype: torch.dtype) -> str | None:
@@ -186,7 +190,7 @@ class CpuAttention:
         ):
             if tensor.dtype != dtype or not tensor.is_contiguous():
                 raise ValueError(f"metadata must be contiguous {dtype}")
-        return _Schedule(self._library, metadata, map(self._known, specs))
+        return _Schedule(self.library, metadata, map(self._known, specs))
 
     def forward(
         self,
@@ -204,7 +208,7 @@ class CpuAttention:
         value_token, value_head, value_last = value.stride()
         if not query_last == key_last == value_last == 1:
             raise ValueError("the last dimension of query, key and value must be contiguous")
-        self._forward(
+        self._attend(
             schedule.address,
             layer.address,
             schedule.plans[layer.geometry],
@@ -223,6 +227,10 @@ class CpuAttention:
             query.dtype == torch.bfloat16,
         )
         return output
+
+    def layer_address(self, spec: LayerSpec) -> int:
+        """The layer's constants as C reads them; valid as long as this object."""
+        return self._known(spec).address
 
     def _known(self, spec: LayerSpec) -> _KnownLayer:
         layer = self._layers.get(id(spec))

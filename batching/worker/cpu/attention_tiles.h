@@ -4,9 +4,7 @@
 // in the tile nor on its neighbours; that is what makes a token's bits independent of the batch.
 #pragma once
 
-#include <type_traits>
-
-#include "attention_cpu_simd.h"
+#include "simd.h"
 
 namespace slipstream {
 
@@ -44,15 +42,6 @@ struct RowState {
   float max = NEG_INF;
   float sum = 0;
 };
-
-// Calls f with std::integral_constant n, 1 <= n <= N: a run-time count as a template argument.
-template <int N, class F>
-SLIPSTREAM_INLINE void with_constant(int n, F&& f) {
-  if constexpr (N > 1) {
-    if (n < N) return with_constant<N - 1>(n, f);
-  }
-  f(std::integral_constant<int, N>{});
-}
 
 template <class T, int ROWS, int VECS>
 void score_block(const Unit* query, int units, const Unit* const* keys, int64_t key_stride,

@@ -6,9 +6,11 @@
 // so a result never depends on which of two template instances computed it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -26,7 +28,7 @@ typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t Int __attribute__((vector_size(64)));
 typedef uint16_t Half __attribute__((vector_size(32)));
 
-// 32 bits of a row: one float32, or two neighbouring bfloat16.
+// 32 bits of a row: one float32, two neighbouring bfloat16 or four bytes.
 typedef uint32_t Unit;
 
 struct BFloat16 {
@@ -103,6 +105,17 @@ SLIPSTREAM_INLINE Vec dot_add<BFloat16>(Int a, Int b, Vec acc) {
 #endif
 }
 
+// acc + the four products of unsigned bytes of a and signed bytes of b, per lane.
+SLIPSTREAM_INLINE Int dot_add_bytes(Int a, Int b, Int acc) {
+#if defined(__AVX512VNNI__)
+  return (Int)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#else
+  for (int byte = 0; byte < 4; ++byte)
+    acc += ((a >> (8 * byte)) & 0xff) * ((b << (24 - 8 * byte)) >> 24);
+  return acc;
+#endif
+}
+
 // Lane sums and maxima in a fixed order.
 SLIPSTREAM_INLINE float sum_lanes(Vec x) {
   float part[LANES];
@@ -146,6 +159,13 @@ SLIPSTREAM_INLINE float power_of_two(float x) { return power_of_two(splat(x))[0]
 // tanh(x / (2 log2 e)) = 1 - 2 / (2^x + 1): absolute error below 2e-7, which a soft cap can afford.
 SLIPSTREAM_INLINE Vec hyperbolic_tangent(Vec x) { return 1.0f - 2.0f / (power_of_two(x) + 1.0f); }
 
+SLIPSTREAM_INLINE Vec load_as(const float* source) { return load(source); }
+SLIPSTREAM_INLINE Vec load_as(const BFloat16* source) {
+  Half half;
+  std::memcpy(&half, source, sizeof half);
+  return (Vec)(__builtin_convertvector(half, Int) << 16);
+}
+
 // Store sixteen values rounded to nearest even.
 SLIPSTREAM_INLINE void store_as(float* target, Vec x) { store(target, x); }
 
@@ -158,6 +178,15 @@ SLIPSTREAM_INLINE void store_as(BFloat16* target, Vec x) {
   const Half half = __builtin_convertvector(x == x ? rounded : Bits{} + 0x7fc0u, Half);
 #endif
   std::memcpy(target, &half, sizeof half);
+}
+
+// Calls f with std::integral_constant n, 1 <= n <= N: a run-time count as a template argument.
+template <int N, class F>
+SLIPSTREAM_INLINE void with_constant(int n, F&& f) {
+  if constexpr (N > 1) {
+    if (n < N) return with_constant<N - 1>(n, f);
+  }
+  f(std::integral_constant<int, N>{});
 }
 
 }  // namespace slipstream

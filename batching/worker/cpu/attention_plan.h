@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "attention_cpu_simd.h"
+#include "simd.h"
 
 namespace slipstream {
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 NATIVE = ("-march=native",)
 # No contraction: whether a*b + c rounds once or twice must not depend on the template instance.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-w")
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-w")
 
 
 class BuildError(OSError):
@@ -32,8 +32,8 @@ def load_library(
 ) -> ctypes.CDLL:
     """`source` as a shared library, compiled now if `cache` has none of its kind.
 
-    `cache` defaults to ~/.cache/slipstream; headers are the `.h` files beside the source that start
-    with its stem. Safe against other processes building the same. Raises `BuildError`.
+    `cache` defaults to ~/.cache/slipstream; headers are the `.h` files beside the source. Safe
+    against other processes building the same. Raises `BuildError`.
     """
     try:
         folder = cache or Path.home() / ".cache" / "slipstream"
@@ -76,7 +76,7 @@ def _key(source: Path, target: tuple[str, ...]) -> str:
 
 
 def _files(source: Path) -> list[Path]:
-    return [source, *sorted(source.parent.glob(f"{source.stem}*.h"))]
+    return [source, *sorted(source.parent.glob("*.h"))]
 
 
 def _cpu() -> str:

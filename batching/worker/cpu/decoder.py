@@ -1,0 +1,232 @@
+"""Llama-shaped models on CPU in C++: a whole forward pass in one parallel region.
+
+What it buys over the transformers forward: weights packed for the CPU's dot products and read once,
+merged query-key-value and gate-up products, normalisation, rotary embedding and activation fused
+into what is beside them, and two hundred entries into OpenMP turned into one.
+
+Promise, with `attention.py`'s: a token's hidden state and logits have the same bits in whatever
+batch it rides and however its prompt was cut into chunks, in float32, bfloat16 and int8, with any
+number of threads. Every product accumulates in one fixed order, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import nn
+
+from batching.worker.attention import LayerSpec
+from batching.worker.cpu.attention import LANES, CpuAttention
+from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
+from batching.worker.model import Step
+
+ROWS_KEPT = 256  # tokens whose activations keep their memory between steps
+
+# Decoder layers whose forward, in the plain configuration, is exactly the one computed here.
+LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+
+
+def _pointers(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, ctypes.c_void_p) for name in names)
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, CLinear) for name in ("qkv", "output", "gate_up", "down")),
+        *_pointers("input_norm", "post_norm", "query_norm", "key_norm"),
+        *_pointers("attention", "key_pages", "value_pages"),
+    )
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        *_pointers("layers", "embedding", "tied", "final_norm", "cos", "sin"),
+        ("epsilon", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("count", "hidden", "intermediate", "rotary")),
+    )
+
+
+class _Pass(ctypes.Structure):
+    _fields_ = (
+        *_pointers("tokens", "positions", "plans"),
+        *_pointers("residual", "normed", "qkv", "attended", "activated", "bytes", "scales"),
+    )
+
+
+def refuses(model: Any) -> str | None:
+    """Why a model that transformers loaded cannot be computed here, or None."""
+    layers = list(getattr(model.base_model, "layers", ()))
+    kinds = {type(layer).__name__ for layer in layers}
+    if not kinds or kinds - set(LAYERS):
+        return f"its layers are {', '.join(sorted(kinds)) or 'not in a list'}"
+    config, attention, mlp = model.config, layers[0].self_attn, layers[0].mlp
+    plain = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj, model.lm_head)
+    if any(type(linear) is not nn.Linear for linear in (attention.q_proj, *plain)):
+        return "its projections are not plain linear layers"
+    if any(linear.bias is not None for linear in plain):
+        return "its output, feed-forward or head projections have biases"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    cos, _ = _rotary(model, 1)
+    head_dim = attention.head_dim
+    for name, width, multiple in (
+        ("hidden size", config.hidden_size, PANEL),
+        ("intermediate size", config.intermediate_size, LANES),
+        ("query, key and value width", sum(map(len, _qkv(attention))), PANEL),
+        ("query width", attention.o_proj.in_features, LANES),
+        ("head size", head_dim, LANES),
+        ("rotary width", cos.shape[1] * 2, 2 * LANES),
+    ):
+        if width % multiple:
+            return f"its {name}, {width}, is no multiple of {multiple}"
+    return None
+
+
+class CpuDecoder:
+    """Implements `model.Runner`, and empties the transformers model as it packs its weights.
+
+    `model` must pass `refuses`. Memory peaks at one layer, or the head, above the weights.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        specs: list[LayerSpec],
+        backend: CpuAttention,
+        pages: list[tuple[torch.Tensor, torch.Tensor]],
+        max_model_len: int,
+        *,
+        int8: bool = False,
+    ) -> None:
+        self.step = Step()
+        self._specs, self._library, self._int8 = specs, backend.library, int8
+        self._pages = pages
+        self._dtype, self._is_bfloat16 = model.dtype, model.dtype == torch.bfloat16
+        self._vocabulary = model.config.vocab_size
+        self._kept: list[Any] = []  # whatever C++ holds pointers to
+        base = model.base_model
+        self._layers = (_Layer * len(base.layers))()
+        for target, layer, spec, kv in zip(self._layers, base.layers, specs, pages, strict=True):
+            self._fill(target, layer, kv)
+            target.attention = backend.layer_address(spec)
+        embedding = base.embed_tokens.weight
+        # Embeddings are read from the packed head where that is exact.
+        shared = model.lm_head.weight is embedding and not int8
+        self._head = self._pack(model.lm_head.weight)
+        cos, sin = _rotary(model, max_model_len)
+        self._decoder = _Decoder(
+            ctypes.addressof(self._layers),
+            None if shared else self._keep(embedding.data),
+            ctypes.addressof(self._head) if shared else None,
+            self._keep(base.norm.weight.float()),
+            self._keep(cos),
+            self._keep(sin),
+            base.norm.variance_epsilon,
+            len(base.layers),
+            model.config.hidden_size,
+            model.config.intermediate_size,
+            2 * cos.shape[1],
+        )
+        _empty(model)
+        self._room = self._allocate(ROWS_KEPT)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(kept.nbytes for kept in self._kept)
+
+    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        schedule, count = self.step.metadata.schedule, len(tokens)
+        room = self._room if count <= ROWS_KEPT else self._allocate(count)
+        plans = (ctypes.c_void_p * len(self._specs))(*map(schedule.plan, self._specs))
+        work = _Pass(
+            tokens.data_ptr(),
+            positions.data_ptr(),
+            ctypes.addressof(plans),
+            *(buffer.data_ptr() for buffer in room),
+        )
+        self._library.slipstream_decode(
+            ctypes.byref(self._decoder),
+            ctypes.byref(work),
+            ctypes.c_void_p(schedule.address),
+            self._is_bfloat16,
+        )
+        return room[1][:count]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.contiguous()
+        output = torch.empty(len(hidden), self._head.columns)
+        self._library.slipstream_project(
+            ctypes.byref(self._head),
+            ctypes.c_void_p(hidden.data_ptr()),
+            len(hidden),
+            ctypes.c_void_p(output.data_ptr()),
+            torch.get_num_threads(),
+            self._is_bfloat16,
+        )
+        return output[:, : self._vocabulary]
+
+    def _allocate(self, rows: int) -> list[torch.Tensor]:
+        """Buffers in the order of `_Pass`, from the residual stream on."""
+        layer, hidden = self._layers[0], self._decoder.hidden
+        widths = (hidden, layer.qkv.columns, layer.output.rows, self._decoder.intermediate)
+        widest = max(hidden, *widths[2:]) if self._int8 else 0
+        return [
+            torch.empty(rows, hidden),
+            *(torch.empty(rows, width, dtype=self._dtype) for width in widths),
+            torch.empty(rows, widest, dtype=torch.uint8),
+            torch.empty(rows),
+        ]
+
+    def _fill(self, target: _Layer, layer: Any, pages: tuple[torch.Tensor, torch.Tensor]) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        bias = None
+        if attention.q_proj.bias is not None:
+            bias = torch.cat([projection.bias for projection in projections])
+        target.qkv = self._pack(torch.cat(_qkv(attention)), bias)
+        target.output = self._pack(attention.o_proj.weight)
+        target.gate_up = self._pack(interleave(mlp.gate_proj.weight, mlp.up_proj.weight))
+        target.down = self._pack(mlp.down_proj.weight)
+        target.input_norm = self._keep(layer.input_layernorm.weight.float())
+        target.post_norm = self._keep(layer.post_attention_layernorm.weight.float())
+        if hasattr(attention, "q_norm"):
+            target.query_norm = self._keep(attention.q_norm.weight.float())
+            target.key_norm = self._keep(attention.k_norm.weight.float())
+        target.key_pages, target.value_pages = (page.data_ptr() for page in pages)
+        _empty(layer)
+
+    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> CLinear:
+        packed = PackedLinear(weight, bias, int8=self._int8)
+        self._kept.append(packed)
+        return packed.struct
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.detach().contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Sixteen rows of one, sixteen of the other: a panel then holds both operands of a product."""
+    rows = gate.shape[1]
+    return torch.stack([gate.view(-1, LANES, rows), up.view(-1, LANES, rows)], 1).view(-1, rows)
+
+
+def _qkv(attention: Any) -> tuple[torch.Tensor, ...]:
+    return attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
+
+
+def _rotary(model: Any, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines float32 [positions, rotary / 2], as the model computes them."""
+    embedding = model.base_model.rotary_emb
+    cos, sin = embedding(torch.empty(1), torch.arange(positions)[None])
+    half = cos.shape[-1] // 2  # the second half repeats the first
+    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+
+def _empty(module: nn.Module) -> None:
+    """Drop the parameters' memory; what is still needed of it has another owner."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)

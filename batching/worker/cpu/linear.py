@@ -1,0 +1,75 @@
+"""Weights as the C++ products read them: panels of 32 columns, optionally in int8.
+
+int8 is symmetric: one scale per column, set by its largest magnitude, and one per row of the other
+operand, found as it is used (dynamic per-token quantization, as in LLM.int8, Dettmers et al. 2022,
+without its outlier path). Sums are exact in 32-bit integers, so results do not depend on the batch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+PANEL = 32  # columns of a panel
+UNIT_BYTES = 4
+BYTE_ZERO = 128  # the other operand's bytes are unsigned, around this
+
+
+class CLinear(ctypes.Structure):
+    """`Linear` of linear.h."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("rows", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+    )
+
+
+class PackedLinear:
+    """Owns the packed tensors of one product; `struct` points to them.
+
+    `weight` is [columns, rows] as torch's linear layers have it, rows a multiple of 16; columns are
+    padded with zeros to whole panels. `bias` is [columns], or None.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, int8: bool = False
+    ) -> None:
+        padding = -len(weight) % PANEL
+        weight = torch.nn.functional.pad(weight.detach(), (0, 0, 0, padding))
+        scales = offsets = None
+        if int8:
+            weight, scales = quantize(weight)
+            offsets = BYTE_ZERO * weight.sum(1, dtype=torch.int32)
+        if bias is not None:
+            bias = torch.nn.functional.pad(bias.detach().float(), (0, padding))
+        self.panels = pack(weight)
+        self._tensors = (self.panels, bias, scales, offsets)
+        self.columns = len(weight)
+        self.struct = CLinear(
+            *(None if tensor is None else tensor.data_ptr() for tensor in self._tensors),
+            weight.shape[1],
+            self.columns,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors if tensor is not None)
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """[columns, rows] to [columns / 32, rows / p, 32, p] with p elements in 32 bits."""
+    per = UNIT_BYTES // weight.itemsize
+    return weight.view(-1, PANEL, weight.shape[1] // per, per).permute(0, 2, 1, 3).contiguous()
+
+
+def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 [columns, rows] and float32 scales [columns], weight ≈ scale * integer."""
+    scales = weight.abs().amax(1).float() / 127
+    divisors = scales.where(scales > 0, 1)
+    return (weight.float() / divisors[:, None]).round().to(torch.int8), scales

@@ -1,0 +1,122 @@
+"""The C++ decoder: which models it takes, its promise about bits, and int8 weights.
+
+That float32 tokens equal transformers' is proven by test_architectures.py on the wide models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from batching.worker.cpu import decoder
+from batching.worker.cpu.linear import PANEL, PackedLinear, pack, quantize
+from batching.worker.protocol import UnsupportedModelError, WorkerConfig
+from batching.worker.torch_worker import TorchWorker
+from tests.worker import tiny_models
+from tests.worker.harness import Harness, Outcome, request
+
+WIDE = [name for name in tiny_models.ARCHITECTURES if name.endswith("_wide")]
+LENGTHS = (3, 20, 45, 70)
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_takes_the_architectures_it_names(name: str) -> None:
+    assert decoder.refuses(tiny_models.build(name)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "reason"),
+    [
+        ("gemma2", {}, "Gemma2DecoderLayer"),
+        ("granite", {}, "GraniteDecoderLayer"),
+        ("gpt2", {}, "not in a list"),
+        ("llama_wide", {"hidden_act": "gelu"}, "activation is gelu"),
+        ("llama_wide", {"mlp_bias": True}, "biases"),
+        ("llama_wide", {"head_dim": 16}, "rotary width, 16"),
+        ("llama_wide", {"intermediate_size": 40}, "intermediate size, 40"),
+    ],
+)
+def test_refuses_what_it_does_not_compute(
+    name: str, overrides: dict[str, Any], reason: str
+) -> None:
+    assert reason in (decoder.refuses(tiny_models.build(name, **overrides)) or "")
+
+
+def worker_of(folder: Path, **settings: Any) -> TorchWorker:
+    config = {"device": "cpu", "max_sequences": 8, "max_step_tokens": 512, "num_blocks": 64}
+    return TorchWorker(WorkerConfig(model=str(folder), **{**config, **settings}))
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(3, 128, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def serve(worker: TorchWorker, asked: list[list[int]], **limits: Any) -> list[Outcome]:
+    requests = [
+        request(f"r{i}", prompt, max_tokens=12, logprobs=5) for i, prompt in enumerate(asked)
+    ]
+    return list(Harness(worker, **limits).run(requests).values())
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("how", [{"dtype": "float32"}, {"dtype": "bfloat16"},
+                                 {"dtype": "bfloat16", "quantization": "int8"}])  # fmt: skip
+def test_logprobs_keep_their_bits_in_every_batch_mix(
+    name: str, how: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tiny_models.save(name, tmp_path)
+    worker = worker_of(folder, threads=2, **how)
+    alone = [serve(worker, [prompt], prefix_caching=False)[0] for prompt in prompts()]
+    for limits in (
+        {"prefix_caching": False},
+        {"prefix_caching": False, "max_step_tokens": 17},
+        {"prefix_caching": True},
+        {"prefix_caching": True},
+    ):
+        assert serve(worker, prompts(), **limits) == [
+            # Only what was found in the cache may differ.
+            Outcome(o.tokens, o.logprobs, cached_tokens=crowd.cached_tokens, finish=o.finish)
+            for o, crowd in zip(alone, serve(worker, prompts(), **limits), strict=True)
+        ]
+    single = worker_of(folder, threads=1, **how)
+    assert serve(single, prompts()[:1]) == alone[:1]
+
+
+def test_int8_weights_stay_near_the_model(tmp_path: Path) -> None:
+    folder = tiny_models.save("llama_wide", tmp_path)
+    exact = serve(worker_of(folder, dtype="float32"), prompts())
+    worker = worker_of(folder, dtype="float32", quantization="int8")
+    capabilities = worker.capabilities()
+    close = serve(worker, prompts())
+    for one, other in zip(exact, close, strict=True):
+        first, second = one.logprobs[0], other.logprobs[0]
+        assert first.token in [token for token, _ in second.top]
+        assert dict(second.top)[first.token] == pytest.approx(first.logprob, abs=0.3)
+    full = worker_of(folder, dtype="float32").capabilities()
+    assert capabilities.weight_bytes < 0.6 * full.weight_bytes
+
+
+def test_int8_is_refused_by_name_where_it_cannot_be(tmp_path: Path) -> None:
+    folder = tiny_models.save("gemma2", tmp_path)
+    with pytest.raises(UnsupportedModelError, match="gemma2: no int8 weights"):
+        worker_of(folder, quantization="int8")
+
+
+def test_packed_panels_hold_the_weights() -> None:
+    weight = torch.randn(2 * PANEL, 16).bfloat16()
+    panels = pack(weight)
+    assert panels.shape == (2, 8, PANEL, 2)
+    assert torch.equal(panels[1, 3, 5], weight[PANEL + 5, 6:8])
+    assert PackedLinear(weight[:40]).columns == 2 * PANEL
+
+
+def test_quantized_weights_err_by_at_most_half_a_step() -> None:
+    weight = torch.randn(8, 64)
+    weight[3] = 0
+    integers, scales = quantize(weight)
+    assert ((integers * scales[:, None] - weight).abs() <= scales[:, None] * 0.501).all()
+    assert integers[3].eq(0).all()
