@@ -15,6 +15,7 @@ from batching.worker.protocol import Capabilities
 
 MAX_STOPS = 4
 _SEED_MASK = 2**63 - 1
+_MAX_ID_DIGITS = 12
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True):
@@ -129,7 +130,9 @@ def _or(value: float | None, default: float) -> float:
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
     result = {}
     for name, value in bias.items():
-        if not (name.isascii() and name.isdecimal() and int(name[:12]) < vocab_size):
+        # Length first: Python refuses to read, and the engine to hold, what a client may write.
+        is_id = name.isascii() and name.isdecimal() and len(name) <= _MAX_ID_DIGITS
+        if not (is_id and int(name) < vocab_size):
             raise ApiError(
                 f"logit_bias: {name[:40]!r} is no token id of this model "
                 f"(at least 0 and less than {vocab_size})",

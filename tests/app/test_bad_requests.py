@@ -116,6 +116,8 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"-1": 1}}, "logit_bias"),
     ({"logit_bias": {"400": 1}}, "logit_bias"),
     ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+    ({"logit_bias": {"0" * 12 + "400": 1}}, "logit_bias"),
+    ({"logit_bias": {"0" * 5000: 1}}, "logit_bias"),
     ({"logit_bias": {"²": 1}}, "logit_bias"),
     ({"logit_bias": [1]}, "logit_bias"),
     ({"ignore_eos": "true"}, "ignore_eos"),
