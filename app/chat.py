@@ -24,7 +24,7 @@ from app.schemas.chat import REFUSED, ChatRequest
 from app.service import Service
 from app.sse import Envelope, event_stream
 from app.streaming import UsageOption, check_stream_options
-from app.template import TemplateRenderError
+from app.template import RESERVED_VARIABLES, TemplateRenderError
 from app.usage import Usage, usage_of
 
 
@@ -193,6 +193,8 @@ def check(fields: ChatRequest) -> None:
         raise _bad("top_logprobs", "only allowed when logprobs is true")
     if fields.continue_final_message and fields.add_generation_prompt:
         raise _bad("continue_final_message", "set add_generation_prompt to false with it")
+    if clash := RESERVED_VARIABLES & set(fields.chat_template_kwargs or ()):
+        raise _bad(f"chat_template_kwargs.{min(clash)}", "the server sets this variable itself")
     if 0 in (fields.max_tokens, fields.max_completion_tokens):
         name = "max_tokens" if fields.max_tokens == 0 else "max_completion_tokens"
         raise _bad(name, "must be at least 1")

@@ -10,6 +10,11 @@ from typing import Any
 import jinja2
 import msgspec
 
+# What `ChatTemplate.render` and the renderer pass themselves, so that no variable may.
+RESERVED_VARIABLES = {
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("conversations", "chat_template", "return_assistant_tokens_mask"),
+}
 _SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -45,11 +50,8 @@ class ChatTemplate:
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt text. Raises `TemplateRenderError`."""
+        """The prompt text; no variable may be reserved. Raises `TemplateRenderError`."""
         source = self._tool_source if tools else self.source
-        reserved = {"conversations", "chat_template", "return_assistant_tokens_mask", "messages"}
-        if clash := reserved & set(variables or ()):
-            raise TemplateRenderError(f"reserved name among the template's variables: {min(clash)}")
         try:
             rendered, _ = renderer()(
                 conversations=[[dict(message) for message in messages]],

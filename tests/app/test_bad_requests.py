@@ -233,7 +233,13 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
         ({"messages": [USER], "modalities": ["audio"]}, "modalities[0]"),
         ({"messages": [USER], "continue_final_message": True}, "continue_final_message"),
         ({"messages": [USER], "chat_template": "{{ 1 }}"}, "chat_template"),
-        ({"messages": [USER], "chat_template_kwargs": {"messages": 1}}, "messages"),
+        *(
+            (
+                {"messages": [USER], "chat_template_kwargs": {name: 1}},
+                f"chat_template_kwargs.{name}",
+            )
+            for name in ("messages", "tools", "chat_template", "add_generation_prompt")
+        ),
         ({"messages": [USER], "prompt": "a"}, "prompt"),
     ],
     ids=lambda value: str(value)[:60],
