@@ -29,13 +29,7 @@ class Admission:
         fits the model must be servable. Raises `ApiError`: 400 if they can never be let in
         together, else 429 with `Retry-After`.
         """
-        if len(lengths) > self.max_requests:
-            raise ApiError(
-                f"prompts times n makes {len(lengths)} sequences; at most {self.max_requests} "
-                "are allowed in one request",
-                param="n",
-                code="invalid_value",
-            )
+        self.check_count(len(lengths))
         total = sum(lengths)
         if self.requests + len(lengths) > self.max_requests:
             raise self._full("max_num_queued_reqs", f"{self.max_requests} requests", stats)
@@ -43,6 +37,16 @@ class Admission:
             raise self._full("max_num_queued_tokens", f"{self.max_tokens} prompt tokens", stats)
         self.requests += len(lengths)
         self.tokens += total
+
+    def check_count(self, sequences: int) -> None:
+        """Raises `ApiError` (400) if no queue could hold so many sequences of one request."""
+        if sequences > self.max_requests:
+            raise ApiError(
+                f"prompts times n makes {sequences} sequences; at most {self.max_requests} "
+                "are allowed in one request",
+                param="n",
+                code="invalid_value",
+            )
 
     def release(self, length: int) -> None:
         """A sequence got its first token, or will never."""

@@ -82,6 +82,8 @@ class CompletionHandler:
         fields, service = self.fields, self.service
         stops = stop_strings(fields.stop)
         prompts = split_prompts(fields.prompt)
+        # Before anything is made for each: a body of 16 MiB can ask for 500 million.
+        service.admission.check_count(len(prompts) * self.samples)
         for i, prompt in enumerate(prompts):
             ids = tokenize(
                 prompt,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batching.core.types import Request
-from tests.app.conftest import Server
+from tests.app.conftest import MakeServer, Server
 
 PATH = "/v1/completions"
 
@@ -280,12 +280,23 @@ async def test_much_work_is_done_off_the_event_loop(server: Server) -> None:
         return encode(*args, **fields)
 
     server.service.tokenizer.encode = spy  # type: ignore[method-assign]
-    many = await server.post(PATH, prompt=["hello world"] * 2000, max_tokens=1)
-    assert many.json()["error"]["param"] == "n"  # more sequences than the queue may hold
+    long = await server.post(PATH, prompt="hello world " * 2000, max_tokens=1)
+    assert long.json()["error"]["param"] == "prompt"
     await server.ok(PATH, prompt="hello world", max_tokens=1)
     await server.ok("/v1/chat/completions", messages=[{"role": "user", "content": "hi"}])
     main = threading.main_thread()
-    assert [t is main for t in threads] == [False] * 2000 + [True] * 2
+    assert [t is main for t in threads] == [False] + [True] * 2
+
+
+async def test_more_sequences_than_the_queue_may_hold_are_refused_before_any_work(
+    make_server: MakeServer,
+) -> None:
+    server = make_server(max_queued_requests=8)
+    server.service.tokenizer.encode = None  # type: ignore[method-assign,assignment]
+    for fields in ({"prompt": ["a"] * 9}, {"prompt": ["a"] * 3, "n": 3}, {"prompt": "a", "n": 9}):
+        response = await server.post(PATH, **fields)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "n"
 
 
 async def test_inert_fields_are_accepted(server: Server) -> None:
