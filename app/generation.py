@@ -100,8 +100,8 @@ class Generation:
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
         """(choice index, what it gained) until every choice has ended.
 
-        Raises `ApiError` and `EngineDeadError` when the engine failed, `ClientDisconnect` when
-        nobody listens any more.
+        Raises `ApiError` and `EngineDeadError` when the engine failed or the server ends,
+        `ClientDisconnect` when nobody listens any more.
         """
         remaining = len(self.jobs)
         async with aclosing(_merge(self._streams)) as events:
@@ -120,6 +120,10 @@ class Generation:
             except (ApiError, EngineDeadError):
                 self._ending = FinishReason.ERROR
                 raise
+            except asyncio.CancelledError:  # nobody else cancels: the time to drain is over
+                raise ApiError(
+                    "the server is shutting down", status=503, code="shutting_down"
+                ) from None
 
     async def collect(self) -> list[Collected]:
         """Every choice's whole output. Raises as `deltas`."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import uvicorn
 
-from tests.app.conftest import MakeServer, Server
+from tests.app.conftest import MakeServer, Server, parse_events
 
 PATIENCE = 10.0
 
@@ -87,6 +87,31 @@ async def test_a_slow_reader_delays_nobody_and_misses_nothing(live: tuple[Server
     assert len(texts[0]) > 300
     slow_writer.close()
     fast_writer.close()
+
+
+@pytest.mark.parametrize("free_tokens", [0, 3])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_requests_cut_off_at_the_end_of_draining_are_told(
+    server: Server, stream: bool, free_tokens: int
+) -> None:
+    """uvicorn cancels the tasks of requests that are open when the time to drain is over."""
+    server.engine.script = lambda request: [70] * 200
+    server.engine.resume.clear()
+    server.engine.free_tokens = free_tokens
+    fields = {"prompt": [70], "max_tokens": 200, "stream": stream}
+    task = asyncio.create_task(server.http.post("/v1/completions", json=fields))
+    metrics = server.service.metrics
+    await until(lambda: server.engine.running == 1 and metrics.generation_tokens == free_tokens)
+    task.cancel()
+    response = await task
+    if stream and free_tokens:
+        *chunks, error = parse_events(response.text)
+        assert len(chunks) == free_tokens
+    else:
+        assert response.status_code == 503
+        error = response.json()
+    assert error["error"]["code"] == "shutting_down"
+    assert metrics.finished == {"abort": 1}
 
 
 async def test_connections_are_kept_for_the_next_request(live: tuple[Server, int]) -> None:
