@@ -23,7 +23,7 @@ BODIES: list[tuple[bytes | dict[str, Any], int, str | None]] = [
     (raw("[1]"), 400, None),
     (b"\xff\xfe", 400, None),
     (raw("[" * 100_000), 400, None),
-    (raw('{"model":"' + MODEL + '","prompt":"x","temperature":NaN}'), 400, None),
+    (raw('{"model":"' + MODEL + '","prompt":"x","temperature":NaN}'), 400, "temperature"),
     (raw('{"model":"' + MODEL + '","prompt":"x","temperature":1e999}'), 400, "temperature"),
     (GOOD | {"max_tokens": "ten"}, 400, "max_tokens"),
     (GOOD | {"max_tokens": 2.5}, 400, "max_tokens"),
