@@ -8,7 +8,7 @@ from batching.worker.attention import AttentionBackend, LayerSpec
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
 
 GIB = 1 << 30
-AUTO_TOKENS = 4096  # of each sequence, that the automatic size makes room for
+AUTO_TOKENS = 1024  # of each sequence, that the automatic size makes room for
 
 
 def block_bytes(

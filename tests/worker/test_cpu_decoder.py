@@ -5,6 +5,7 @@ That float32 tokens equal transformers' is proven by test_architectures.py on th
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from batching.worker.cpu import decoder
+from batching.worker.cpu.attention import SOURCE
+from batching.worker.cpu.build import NATIVE, load_library
 from batching.worker.cpu.linear import PANEL, PackedLinear, pack, quantize
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
 from batching.worker.torch_worker import TorchWorker
@@ -120,3 +123,25 @@ def test_quantized_weights_err_by_at_most_half_a_step() -> None:
     integers, scales = quantize(weight)
     assert ((integers * scales[:, None] - weight).abs() <= scales[:, None] * 0.501).all()
     assert integers[3].eq(0).all()
+
+
+def test_tile_instructions_are_used_right(tmp_path: Path) -> None:
+    """With the tile instructions spelled out in C++, since few machines have them."""
+    emulated = load_library(SOURCE, tmp_path, (*NATIVE, "-DSLIPSTREAM_EMULATE_AMX"))
+    assert emulated.slipstream_self_check() == 0
+    for int8 in (False, True):
+        weight = torch.randn(96, 128).bfloat16()
+        packed = PackedLinear(weight, int8=int8)
+        for rows in (1, 2, 15, 16, 17, 31, 32, 33, 70, 200):
+            given = torch.randn(rows, 128).bfloat16()
+            output = torch.empty(rows, packed.columns)
+            emulated.slipstream_project(
+                ctypes.byref(packed.struct),
+                ctypes.c_void_p(given.data_ptr()),
+                rows,
+                ctypes.c_void_p(output.data_ptr()),
+                1,
+                True,
+            )
+            exact = given.float() @ weight.float().T
+            assert (output - exact).abs().max() < (0.5 if int8 else 1e-3)

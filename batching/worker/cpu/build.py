@@ -10,17 +10,22 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 NATIVE = ("-march=native",)
+NO_AMX = ("-mno-amx-tile",)
 # No contraction: whether a*b + c rounds once or twice must not depend on the template instance.
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-w")
+
+logger = logging.getLogger(__name__)
 
 
 class BuildError(OSError):
@@ -87,11 +92,29 @@ def _cpu() -> str:
 
 
 def _build(source: Path, library: Path, target: tuple[str, ...]) -> None:
+    """Compile, and keep what proves itself; without AMX where that fails."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         unit, linked = Path(folder, "unit.o"), Path(folder, "unit.so")
-        _run(_compiler(), *FLAGS, *target, "-c", str(source), "-o", str(unit))
-        _run(_compiler(), "-shared", str(unit), str(openmp_runtime()), "-o", str(linked))
-        os.replace(linked, library)
+        for restriction in ((), NO_AMX):
+            flags = (*FLAGS, *target, *restriction)
+            _run(_compiler(), *flags, "-c", str(source), "-o", str(unit))
+            _run(_compiler(), "-shared", str(unit), str(openmp_runtime()), "-o", str(linked))
+            reason = _self_check(linked)
+            if reason is None:
+                os.replace(linked, library)
+                return
+            logger.warning("%s does not compute as it should: %s", source.name, reason)
+        raise BuildError(f"{source.name} does not compute as it should here: {reason}")
+
+
+def _self_check(library: Path) -> str | None:
+    """Why the library's own check failed in a process of its own (it may crash), or None."""
+    check = (
+        "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); "
+        "sys.exit(getattr(library, 'slipstream_self_check', int)())"
+    )
+    done = subprocess.run((sys.executable, "-c", check, str(library)), check=False)
+    return None if done.returncode == 0 else f"exit status {done.returncode}"
 
 
 def _run(*command: str) -> str:

@@ -1,4 +1,6 @@
 // The C interface: see the Python files of the same names for contracts and layouts.
+#include <bit>
+
 #include "decoder.h"
 
 namespace slipstream {
@@ -53,11 +55,52 @@ static void project(const Linear& linear, const T* input, int rows, float* outpu
   }
 }
 
+#if SLIPSTREAM_AMX
+static float small_integer(int i) { return static_cast<float>(i * 7 % 15 - 7); }
+static void assign(BFloat16& target, float x) { target.bits = std::bit_cast<uint32_t>(x) >> 16; }
+static void assign(Int8& target, float x) { target.bits = static_cast<int>(x) & 127; }
+
+// Whether tiles and vectors agree on small integers, whose sums are exact in any order.
+template <class T>
+static bool tiles_agree() {
+  constexpr int ROWS = 2 * TILE_HEIGHT + 1, IN = 4 * TILE_HEIGHT * PER_UNIT<T>;
+  std::vector<T> input(ROWS * IN), weights(PANEL * IN);
+  for (size_t i = 0; i < input.size(); ++i) assign(input[i], small_integer(i % 11));
+  for (size_t i = 0; i < weights.size(); ++i) assign(weights[i], small_integer(i % 13));
+  const std::vector<float> scales(ROWS + PANEL, 1.0f);
+  const std::vector<int32_t> offsets(PANEL, 0);
+  const Linear linear{reinterpret_cast<Unit*>(weights.data()), nullptr, scales.data(),
+                      offsets.data(), IN, PANEL};
+  const Rows<T> rows{input.data(), scales.data(), ROWS};
+  std::vector<float> sums(2 * ROWS * PANEL);
+  const auto keep = [&](float* target) {
+    return [=](int row, int, Vec low, Vec high) {
+      store(target + row * PANEL, low);
+      store(target + row * PANEL + LANES, high);
+    };
+  };
+  for (int from = 0; from < ROWS; from += 2 * TILE_HEIGHT)
+    multiply_amx(linear, rows, from, std::min(2 * TILE_HEIGHT, ROWS - from), 0, keep(sums.data()));
+  for (int row = 0; row < ROWS; ++row)
+    multiply_tile<T, 1>(linear, rows, row, 0, keep(sums.data() + ROWS * PANEL));
+  return std::equal(sums.begin(), sums.begin() + ROWS * PANEL, sums.begin() + ROWS * PANEL);
+}
+#endif
+
 }  // namespace slipstream
 
 using namespace slipstream;
 
 extern "C" {
+
+// 0: the library computes what it should here. Run by the build, in a process that may crash.
+int slipstream_self_check() {
+#if SLIPSTREAM_AMX
+  return request_tiles() && tiles_agree<BFloat16>() && tiles_agree<Int8>() ? 0 : 1;
+#else
+  return 0;
+#endif
+}
 
 void* slipstream_plan(const Step* step, const Layer* layer) { return make_plan(*step, *layer); }
 

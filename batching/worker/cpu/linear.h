@@ -6,6 +6,7 @@
 // whatever the number of rows, so that a token's bits do not depend on its batch.
 #pragma once
 
+#include "amx.h"
 #include "simd.h"
 
 namespace slipstream {
@@ -58,7 +59,24 @@ struct Accumulate<Int8> {
 inline int panels(const Linear& linear) { return linear.columns / PANEL; }
 inline int row_blocks(int rows) { return (rows + ROW_BLOCK - 1) / ROW_BLOCK; }
 
-// ROWS rows from `row` on times one panel; done(row, panel, low, high) gets sixteen columns twice.
+// From a row's sums to its product; done(row, panel, low, high) gets sixteen columns twice.
+template <class T, class Done>
+SLIPSTREAM_INLINE void finish_row(const Linear& linear, const Rows<T>& input, int row, int panel,
+                                  const typename Accumulate<T>::Sum (&sum)[PANEL_VECS],
+                                  Done&& done) {
+  typedef Accumulate<T> A;
+  const int column = panel * PANEL;
+  const float scale = input.scales ? input.scales[row] : 1.0f;
+  Vec low = A::finish(sum[0], linear, column, scale);
+  Vec high = A::finish(sum[1], linear, column + LANES, scale);
+  if (linear.bias) {
+    low += load(linear.bias + column);
+    high += load(linear.bias + column + LANES);
+  }
+  done(row, panel, low, high);
+}
+
+// ROWS rows from `row` on times one panel, in vector registers.
 template <class T, int ROWS, class Done>
 SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input, int row, int panel,
                                      Done&& done) {
@@ -77,23 +95,71 @@ SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input,
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    const float scale = input.scales ? input.scales[row + r] : 1.0f;
-    Vec low = A::finish(sum[r][0], linear, column, scale);
-    Vec high = A::finish(sum[r][1], linear, column + LANES, scale);
-    if (linear.bias) {
-      low += load(linear.bias + column);
-      high += load(linear.bias + column + LANES);
-    }
-    done(row + r, panel, low, high);
-  }
+  for (int r = 0; r < ROWS; ++r) finish_row(linear, input, row + r, panel, sum[r], done);
 }
+
+#if SLIPSTREAM_AMX
+// The same on tiles, for up to 32 rows: two tiles of rows times two of columns. In every product of
+// a type all rows take this way, or none: its sums round differently from the vectors'.
+template <class T, class Done>
+void multiply_amx(const Linear& linear, const Rows<T>& input, int row, int rows, int panel,
+                  Done&& done) {
+  typedef Accumulate<T> A;
+  const int units = linear.in / PER_UNIT<T>, column = panel * PANEL;
+  const int upper = std::min(rows, TILE_HEIGHT), lower = rows - upper;
+  const int64_t stride = int64_t{units} * sizeof(Unit), panel_stride = PANEL * sizeof(Unit);
+  const Unit* high = reinterpret_cast<const Unit*>(input.data) + int64_t{row} * units;
+  const Unit* low = high + int64_t{TILE_HEIGHT} * units;
+  const Unit* weights = linear.weights + int64_t{column} * units;
+  TileShapes shapes;  // 0-3 sums, 4-5 rows, 6-7 weights
+  for (int tile = 0; tile < TILES; ++tile) shapes.row_bytes[tile] = TILE_BYTES;
+  shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = upper;
+  shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = lower ? lower : 1;
+  shapes.rows[6] = shapes.rows[7] = TILE_HEIGHT;
+  shape_tiles(shapes);
+  zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+  for (int u = 0; u < units; u += TILE_HEIGHT) {
+    load_tile<6>(weights + u * PANEL, panel_stride);
+    load_tile<7>(weights + u * PANEL + LANES, panel_stride);
+    load_tile<4>(high + u, stride);
+    multiply_tiles<T, 0, 4, 6>();
+    multiply_tiles<T, 1, 4, 7>();
+    if (!lower) continue;
+    load_tile<5>(low + u, stride);
+    multiply_tiles<T, 2, 5, 6>();
+    multiply_tiles<T, 3, 5, 7>();
+  }
+  alignas(64) typename A::Sum sums[2 * TILE_HEIGHT][PANEL_VECS];
+  store_tile<0>(&sums[0][0], sizeof sums[0]);
+  store_tile<1>(&sums[0][1], sizeof sums[0]);
+  if (lower) {
+    store_tile<2>(&sums[TILE_HEIGHT][0], sizeof sums[0]);
+    store_tile<3>(&sums[TILE_HEIGHT][1], sizeof sums[0]);
+  }
+  release_tiles();
+  for (int r = 0; r < rows; ++r) finish_row(linear, input, row + r, panel, sums[r], done);
+}
+
+template <class T>
+bool fits_tiles(const Linear& linear) {
+  static const bool granted = request_tiles();
+  return granted && PER_UNIT<T> > 1 && linear.in / PER_UNIT<T> % TILE_HEIGHT == 0;
+}
+#endif
 
 // One item of a product: a block of rows times a panel. Items count panels within blocks of rows.
 template <class T, class Done>
 void multiply(const Linear& linear, const Rows<T>& input, int item, Done&& done) {
   const int panel = item % panels(linear), first = item / panels(linear) * ROW_BLOCK;
   const int count = std::min(ROW_BLOCK, input.count - first);
+#if SLIPSTREAM_AMX
+  if (fits_tiles<T>(linear)) {
+    for (int from = 0; from < count; from += 2 * TILE_HEIGHT)
+      multiply_amx(linear, input, first + from, std::min(2 * TILE_HEIGHT, count - from), panel,
+                   done);
+    return;
+  }
+#endif
   const int tiles = (count + ROW_TILE - 1) / ROW_TILE;
   for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
     const int from = count * t / tiles, to = count * (t + 1) / tiles;

@@ -1,0 +1,111 @@
+// Intel AMX: the tile instructions that the products use, or the same in plain C++.
+//
+// The second is for machines without them: with -DSLIPSTREAM_EMULATE_AMX everything around the
+// instructions (layouts, tails, accumulation) is compiled and tested anywhere.
+#pragma once
+
+#include "simd.h"
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && !defined(SLIPSTREAM_EMULATE_AMX)
+#define SLIPSTREAM_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(SLIPSTREAM_EMULATE_AMX)
+#define SLIPSTREAM_AMX 1
+#else
+#define SLIPSTREAM_AMX 0
+#endif
+
+#if SLIPSTREAM_AMX
+namespace slipstream {
+
+constexpr int TILES = 8, TILE_HEIGHT = 16, TILE_BYTES = 64;  // per row
+
+// What ldtilecfg reads.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+#if defined(SLIPSTREAM_EMULATE_AMX)
+
+inline thread_local TileShapes emulated_shapes;
+inline thread_local uint32_t emulated[TILES][TILE_HEIGHT][TILE_BYTES / 4];
+
+inline bool request_tiles() { return true; }
+inline void shape_tiles(const TileShapes& shapes) { emulated_shapes = shapes; }
+inline void release_tiles() {}
+
+template <int TILE>
+void zero_tile() {
+  std::memset(emulated[TILE], 0, sizeof emulated[TILE]);
+}
+
+template <int TILE>
+void load_tile(const void* source, int64_t stride) {
+  for (int r = 0; r < emulated_shapes.rows[TILE]; ++r)
+    std::memcpy(emulated[TILE][r], static_cast<const char*>(source) + r * stride, TILE_BYTES);
+}
+
+template <int TILE>
+void store_tile(void* target, int64_t stride) {
+  for (int r = 0; r < emulated_shapes.rows[TILE]; ++r)
+    std::memcpy(static_cast<char*>(target) + r * stride, emulated[TILE][r], TILE_BYTES);
+}
+
+template <class T, int SUM, int A, int B>
+void multiply_tiles() {
+  for (int r = 0; r < emulated_shapes.rows[SUM]; ++r)
+    for (int u = 0; u < TILE_HEIGHT; ++u) {
+      Int b = load_units(emulated[B][u]), x = splat_unit(emulated[A][r][u]);
+      if constexpr (PER_UNIT<T> == 2) {
+        Vec sum = (Vec)load_units(emulated[SUM][r]);
+        store(reinterpret_cast<float*>(emulated[SUM][r]), dot_add<T>(x, b, sum));
+      } else {
+        const Int sum = dot_add_bytes(x, b, load_units(emulated[SUM][r]));
+        std::memcpy(emulated[SUM][r], &sum, sizeof sum);
+      }
+    }
+}
+
+#else
+
+// Linux gives a process the tile registers only when it asks (ARCH_REQ_XCOMP_PERM, XTILEDATA).
+inline bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+// Spelled out, because the compiler's own intrinsics take no template argument for a register, and
+// GCC's ldtilecfg does not say that it reads all of its operand.
+SLIPSTREAM_INLINE void shape_tiles(const TileShapes& shapes) {
+  asm volatile("ldtilecfg %0" ::"m"(shapes));
+}
+
+SLIPSTREAM_INLINE void release_tiles() { asm volatile("tilerelease"); }
+
+template <int TILE>
+SLIPSTREAM_INLINE void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(TILE));
+}
+
+template <int TILE>
+SLIPSTREAM_INLINE void load_tile(const void* source, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(TILE) : "memory");
+}
+
+template <int TILE>
+SLIPSTREAM_INLINE void store_tile(void* target, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(target), "r"(stride), "i"(TILE) : "memory");
+}
+
+template <class T, int SUM, int A, int B>
+SLIPSTREAM_INLINE void multiply_tiles() {
+  if constexpr (PER_UNIT<T> == 2)
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUM), "i"(A), "i"(B));
+  else  // unsigned bytes of A times signed bytes of B
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUM), "i"(A), "i"(B));
+}
+
+#endif
+
+}  // namespace slipstream
+#endif
