@@ -57,6 +57,9 @@ class ChildChannel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._socket.setblocking(True)
+        # Not select(): a child restarted under many connections inherits a number beyond its 1023.
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._frames = FrameBuffer()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
 
@@ -73,7 +76,8 @@ class ChildChannel:
         Raises `ChannelClosed` when the parent is gone.
         """
         messages: list[ToEngine] = []
-        while select.select([self._socket], [], [], 0 if messages else timeout)[0]:
+        wait = None if timeout is None else timeout * 1e3
+        while self._poll.poll(0 if messages else wait):
             try:
                 data = self._socket.recv(_READ_BYTES)
             except OSError as error:

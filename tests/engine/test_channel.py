@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import resource
 import socket
 
 import pytest
@@ -34,3 +36,22 @@ def test_child_channel_receives_batches_and_notices_the_end() -> None:
     ours.close()
     with pytest.raises(ChannelClosed):
         channel.receive(1.0)
+
+
+def test_a_descriptor_beyond_what_select_can_watch_works() -> None:
+    """A child that is restarted while a thousand clients are connected gets such a one."""
+    number = 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2 * number), hard), hard))
+    ours, theirs = socket.socketpair()
+    try:
+        high = socket.socket(fileno=fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, number))
+        channel = ChildChannel(high)
+        assert channel.receive(0.0) == []
+        ours.sendall(encode_frame(Configure(b"{}")))
+        assert channel.receive(None) == [Configure(b"{}")]
+        high.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        ours.close()
+        theirs.close()
