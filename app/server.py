@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,11 @@ from batching.engine.client import EngineClient, EngineStartError
 from config.settings import EngineSettings, ServerSettings
 
 logger = logging.getLogger(__name__)
+
+# Longer than clients and proxies keep idle connections, so that it is they who close them: a server
+# that does so may have a request under way to it.
+_KEEP_ALIVE_SECONDS = 75
+_OPEN_FILES = 65536
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
 
@@ -115,6 +122,7 @@ def serve(engine_settings: EngineSettings, server_settings: ServerSettings) -> i
 
     `engine_settings.model` is a local folder.
     """
+    raise_open_files_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(_serve(engine_settings, server_settings))
@@ -123,6 +131,11 @@ def serve(engine_settings: EngineSettings, server_settings: ServerSettings) -> i
 
 
 async def _serve(engine_settings: EngineSettings, settings: ServerSettings) -> int:
+    try:
+        listener = _bind(settings.host, settings.port)
+    except OSError as error:
+        logger.error("cannot listen on %s port %d: %s", settings.host, settings.port, error)
+        return 1
     metrics = Metrics(settings.served_model_name or Path(engine_settings.model).name)
     engine = EngineClient(engine_settings, on_step=metrics.on_step)
     try:
@@ -130,27 +143,49 @@ async def _serve(engine_settings: EngineSettings, settings: ServerSettings) -> i
         capabilities = await engine.start(log_progress)
         await slow_import
         service = Service.load(settings, engine, capabilities, metrics)
-        await _serve_http(service)
+        await _serve_http(service, listener)
     except (EngineStartError, TokenizerError) as error:
         logger.error("cannot start: %s", error)
         return 1
     finally:
         await engine.close()
+        listener.close()
     return 0
 
 
-async def _serve_http(service: Service) -> None:
+def raise_open_files_limit() -> None:
+    """Allow as many connections as we may: each is a file, and shells allow 1024 of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that does not listen yet: a port in use is known before a model is loaded.
+
+    Raises `OSError`.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _serve_http(service: Service, listener: socket.socket) -> None:
     settings = service.settings
     config = uvicorn.Config(
         create_app(service),
-        host=settings.host,
-        port=settings.port,
         lifespan="off",
         access_log=False,
         log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.drain_seconds),
     )
-    listener = config.bind_socket()
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     log_ready(service.capabilities, url, service.model_name)
