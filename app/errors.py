@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Scope
 
 from batching.engine.client import EngineDeadError
 
@@ -59,6 +60,15 @@ def engine_error(message: str | None) -> ApiError:
     return ApiError(message or "the engine failed", status=500, code="engine_error")
 
 
+def with_request_id(error: ApiError, scope: Scope) -> ApiError:
+    """A fault of ours names the request, so that whoever reports it can be helped."""
+    request_id = scope.get("state", {}).get("request_id")
+    if error.status < 500 or request_id is None:
+        return error
+    message = f"{error.message} (request {request_id})"
+    return ApiError(message, status=error.status, code=error.code, headers=error.headers)
+
+
 def engine_dead(error: EngineDeadError) -> ApiError:
     """There is no engine to serve the request; trying again later may help."""
     return ApiError(str(error), status=503, code="engine_unavailable", headers={"retry-after": "5"})
@@ -69,7 +79,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return error.response()
+        return with_request_id(error, request.scope).response()
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

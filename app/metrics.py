@@ -177,16 +177,20 @@ class Metrics(Collector):
             yield info
 
     def _counters(self, stats: EngineStats) -> Iterator[Metric]:
+        restarts = self._engine.restarts if self._engine is not None else 0
+        resumed = self._engine.resumed_streams if self._engine is not None else 0
         rejections = self._admission.rejections if self._admission is not None else Counter()
         for name, help, value in (
-            ("prompt_tokens", "Prompt tokens of answered requests.", self.prompt_tokens),
-            ("prompt_tokens_cached", "Of these, found in the cache.", self.cached_tokens),
-            ("generation_tokens", "Generated tokens.", self.generation_tokens),
-            ("num_preemptions", "Sequences interrupted for others.", stats.preemptions),
-            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries),
-            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits),
+            ("vllm:prompt_tokens", "Prompt tokens of answered requests.", self.prompt_tokens),
+            ("vllm:prompt_tokens_cached", "Of these, found in the cache.", self.cached_tokens),
+            ("vllm:generation_tokens", "Generated tokens.", self.generation_tokens),
+            ("vllm:num_preemptions", "Sequences interrupted for others.", stats.preemptions),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries),
+            ("vllm:prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits),
+            ("slipstream_engine_restarts", "Engines started after one died or hung.", restarts),
+            ("slipstream_resumed_streams", "Requests continued by another engine.", resumed),
         ):
-            family = CounterMetricFamily(f"vllm:{name}", help, labels=list(self._labels))
+            family = CounterMetricFamily(name, help, labels=list(self._labels))
             family.add_metric(list(self._labels.values()), value)
             yield family
         finished = {reason: self.finished[reason] for reason in _FINISH_REASONS}

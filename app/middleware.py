@@ -28,6 +28,7 @@ class RequestId:
             return
         asked = Headers(scope=scope).get("x-request-id", "")
         request_id = asked if _SAFE_ID.fullmatch(asked) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -24,12 +24,12 @@ class Engine(Protocol):
     """What the front end asks of an engine (`batching.engine.client.EngineClient`)."""
 
     stats: EngineStats
+    failure: str | None  # why no engine serves now
+    restarts: int
+    resumed_streams: int
 
     @property
     def alive(self) -> bool: ...
-
-    @property
-    def heartbeat_age(self) -> float: ...
 
     def submit(self, request: Request) -> RequestStream: ...
 

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import ApiError, engine_dead
+from app.errors import ApiError, engine_dead, with_request_id
 from batching.engine.client import EngineDeadError
 
 DONE = b"data: [DONE]\n\n"
@@ -97,7 +97,7 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 last = DONE
             except ApiError as error:
-                last = b"data: " + error.body() + b"\n\n" + DONE
+                last = b"data: " + with_request_id(error, scope).body() + b"\n\n" + DONE
             except EngineDeadError as error:
                 last = b"data: " + engine_dead(error).body() + b"\n\n" + DONE
             await send({"type": "http.response.body", "body": last, "more_body": False})

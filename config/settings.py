@@ -54,6 +54,12 @@ class EngineSettings(BaseModel):
     )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model")
     allow_pickle: bool = Field(False, description="load weights that are not safetensors")
+    restart_limit: int = Field(
+        10, ge=0, description="engine restarts within ten minutes before giving up"
+    )
+    step_timeout_s: float = Field(
+        60.0, gt=0, description="longest step before the engine has learnt what steps take"
+    )
     event_log: str | None = Field(None, description="file that records every scheduling decision")
 
 

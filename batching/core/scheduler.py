@@ -82,6 +82,11 @@ class Scheduler:
         """Whether a request is unfinished or a plan uncommitted."""
         return bool(self._sequences or self._in_flight)
 
+    @property
+    def forecast(self) -> float:
+        """Seconds that the newest uncommitted plan is predicted to take; 0 without one."""
+        return self._in_flight[-1].forecast if self._in_flight else 0.0
+
     def add(self, request: Request, now: float) -> None:
         """Queue a request.
 

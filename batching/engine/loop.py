@@ -19,11 +19,15 @@ from collections.abc import Callable
 from typing import Any
 
 from batching.core.scheduler import Scheduler
-from batching.core.types import FinishReason, TokenEvent
-from batching.engine.messages import FromEngine, StepOutput, Submit
+from batching.core.types import FinishReason, StepPlan, TokenEvent
+from batching.engine.messages import FromEngine, Starting, StepOutput, Submit
 from batching.worker.protocol import Worker
 
 HEARTBEAT_SECONDS = 1.0
+_LONG_STEP_SECONDS = 0.25  # the supervisor grants shorter ones enough time unasked
+# A forecast is not trusted in the first steps, nor for so many times the tokens of any before.
+_FIRST_STEPS = 8
+_FAMILIAR_FACTOR = 2
 
 
 class EngineLoop:
@@ -49,6 +53,7 @@ class EngineLoop:
         self._overlap = overlap
         self._clock = clock
         self._in_flight: deque[Any] = deque()
+        self._most_tokens = 0  # in a step so far
 
     def run_forever(self) -> None:
         """Serve until `receive` or the worker raises."""
@@ -60,11 +65,11 @@ class EngineLoop:
         busy = bool(self._in_flight) or self._scheduler.has_work
         submits = self._receive(0.0 if busy else HEARTBEAT_SECONDS)
         events = self._take_in(submits)
-        events += self._step()
+        committed = self._step()
         if not (busy or submits):
             self._scheduler.check_integrity()  # idle is the time to look for leaks
-        if events or not busy:
-            self._send(StepOutput(events, self._scheduler.stats()))
+        if committed is not None or events or not busy:  # every step is a heartbeat
+            self._send(StepOutput(events + (committed or []), self._scheduler.stats()))
 
     def _take_in(self, submits: list[Submit]) -> list[TokenEvent]:
         events = []
@@ -82,13 +87,24 @@ class EngineLoop:
                     events.append(event)
         return events
 
-    def _step(self) -> list[TokenEvent]:
+    def _step(self) -> list[TokenEvent] | None:
+        """Plan and commit as far as overlap allows. Returns None if no step was committed."""
         plan = self._scheduler.plan(self._clock())
         if plan is not None:
+            self._announce(plan)
             self._in_flight.append(self._worker.submit(plan))
         if plan is None and not self._in_flight and self._scheduler.has_work:
             raise RuntimeError("the scheduler has work, plans none, and waits for nothing")
         if self._in_flight and (plan is None or len(self._in_flight) > self._overlap):
             result = self._worker.wait(self._in_flight.popleft())
             return self._scheduler.commit(result, self._clock())
-        return []
+        return None
+
+    def _announce(self, plan: StepPlan) -> None:
+        """Say what the supervisor must know if this step never ends."""
+        tokens, forecast = plan.token_count, self._scheduler.forecast
+        familiar = plan.step >= _FIRST_STEPS and tokens <= _FAMILIAR_FACTOR * self._most_tokens
+        self._most_tokens = max(self._most_tokens, tokens)
+        if plan.inits or not familiar or forecast > _LONG_STEP_SECONDS:
+            admitted = [init.id for init in plan.inits]
+            self._send(Starting(plan.step, admitted, forecast if familiar else None))

@@ -2,7 +2,7 @@
 
 The parent sends `Configure` once, then any number of `Submit`. The child sends `Progress` while
 it starts, one `Ready`, then one `StepOutput` per step (and per idle second, as a heartbeat), or
-one `Failed` before it exits.
+one `Failed` before it exits. `Starting` precedes a step that may be the child's last.
 """
 
 from __future__ import annotations
@@ -39,6 +39,18 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     capabilities: Capabilities
 
 
+class Starting(msgspec.Struct, frozen=True, tag="starting", omit_defaults=True):
+    """A step begins that takes up requests or may take long. The supervisor wants to know.
+
+    `admitted` are the ids of requests that no step touched before, or not since a preemption.
+    `seconds` is the step's forecast, None if nothing like it was ever run.
+    """
+
+    step: int
+    admitted: list[str] = []
+    seconds: float | None = None
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     """Everything one step gave, for all requests at once."""
 
@@ -54,4 +66,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 ToEngine = Configure | Submit
-FromEngine = Progress | Ready | StepOutput | Failed
+FromEngine = Progress | Ready | Starting | StepOutput | Failed

@@ -37,8 +37,9 @@ class FakeEngine:
     ) -> None:
         self.capabilities = capabilities
         self.stats = EngineStats()
-        self.alive = True
-        self.heartbeat_age = 0.0
+        self.failure: str | None = None
+        self.restarts = 0
+        self.resumed_streams = 0
         self.requests: list[Request] = []
         self.aborted: list[str] = []
         self.script = script or derived_tokens(capabilities.vocab_size)
@@ -63,11 +64,15 @@ class FakeEngine:
         return stream
 
     @property
+    def alive(self) -> bool:
+        return self.failure is None
+
+    @property
     def running(self) -> int:
         return len(self._streams)
 
     def die(self) -> None:
-        self.alive = False
+        self.failure = "the engine process ended unexpectedly"
         for stream in self._streams.values():
             stream.fail(EngineDeadError("the engine process ended unexpectedly"))
         self._streams.clear()

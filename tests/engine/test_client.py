@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from batching.core.event_log import replay
-from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
-from batching.engine.client import EngineClient, EngineDeadError, EngineStartError, RequestStream
+from batching.core.types import FinishReason, Request, SamplingParams
+from batching.engine.client import EngineClient, EngineDeadError, EngineStartError
 from batching.worker.simulated import simulated_token
 from config.settings import EngineSettings
+from tests.engine.requests import collect, request, until_idle
 
 
 @pytest.fixture
@@ -24,25 +25,11 @@ async def engine(settings: EngineSettings) -> AsyncIterator[EngineClient]:
     await client.close()
 
 
-def request(name: str, prompt: list[int], max_tokens: int) -> Request:
-    return Request(name, prompt, SamplingParams(max_tokens=max_tokens), time.monotonic())
-
-
-async def collect(stream: RequestStream) -> tuple[list[int], TokenEvent]:
-    tokens: list[int] = []
-    async for event in stream:
-        tokens += event.tokens
-    return tokens, event
-
-
-async def until_idle(engine: EngineClient) -> None:
-    """Wait until the engine reports that nothing runs, waits or holds a block."""
-    for _ in range(500):
-        s = engine.stats
-        if s.steps and not (s.running or s.waiting or s.blocks_used):
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"the engine kept work or blocks: {engine.stats}")
+async def test_before_its_start_there_is_no_engine(settings: EngineSettings) -> None:
+    client = EngineClient(settings)
+    assert not client.alive
+    with pytest.raises(EngineDeadError):
+        client.submit(request("early", [1], 1))
 
 
 async def test_concurrent_requests_get_their_own_tokens(engine: EngineClient) -> None:
@@ -102,21 +89,6 @@ async def test_slow_reader_gets_one_merged_event(engine: EngineClient) -> None:
     assert len(events) == 1
     assert len(events[0].tokens) == 30
     assert events[0].cached_tokens == 0
-
-
-async def test_a_killed_engine_fails_its_streams(settings: EngineSettings) -> None:
-    client = EngineClient(settings)
-    await client.start()
-    stream = client.submit(request("open", [1], 10))
-    assert client._process is not None
-    client._process.kill()
-    with pytest.raises(EngineDeadError):
-        while True:
-            await anext(stream)
-    assert not client.alive
-    with pytest.raises(EngineDeadError):
-        client.submit(request("late", [1], 1))
-    await client.close()
 
 
 async def test_a_bad_model_folder_is_a_clear_start_error(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.meta.tree import ROOT
 
 PROMETHEUS = ROOT / "config/prometheus"
 GRAFANA = ROOT / "config/grafana"
-METRIC = re.compile(r"\bvllm:\w+")
+METRIC = re.compile(r"\b(?:vllm:|slipstream_)\w+")
 
 
 def load(path: str) -> Any:

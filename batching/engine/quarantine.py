@@ -1,0 +1,70 @@
+"""Finds the request that crashes the engine, so that it is failed alone.
+
+An engine that dies proves nothing: somebody may have killed it. A request is *accused* if the
+engine was computing it when it died, and had not generated `PROVEN_TOKENS` tokens for it before:
+what crashes an engine does so again at the same place, hence soon after it was resumed. Accused
+twice in a row (or four times, if the engine was killed) it is a suspect. Suspects go to the next
+engine one at a time, and nobody else with them, until they have proven themselves, which takes a
+few steps each:
+
+    crash 1  {a b P}   one strike; all are resumed
+    crash 2  {a b P}   two strikes; suspects a, b, P
+             {a}       a generates 8 tokens: proven
+             {a b}     b too
+    crash 3  {a b P}   P is the only one accused: it fails, everybody else is resumed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from batching.engine.open_request import OpenRequest
+
+# More than a prefill and a few decode steps, so that a fault in any kind of step shows.
+PROVEN_TOKENS = 8
+_STRIKE = 2
+_KILLED_STRIKE = 1  # half the evidence: somebody from outside, or the kernel for want of memory
+_SUSPECT_STRIKES = 2 * _STRIKE
+
+
+class Quarantine:
+    """Accuses, tries and acquits requests. Knows neither the engine nor the time."""
+
+    def __init__(self) -> None:
+        self._suspects: dict[str, OpenRequest] = {}  # the first is, or will next be, on trial
+
+    def engine_died(self, sent: Iterable[OpenRequest], killed: bool) -> OpenRequest | None:
+        """Who of the requests `sent` to the dead engine is guilty of its death, if anybody.
+
+        `killed`: the engine did not fail by itself, a SIGKILL ended it.
+        """
+        unproven = []
+        for request in sent:
+            if request.gained < PROVEN_TOKENS:
+                unproven.append(request)
+            else:
+                request.strikes = 0
+        # If none was computed, planning or taking in a request may have failed.
+        accused = [request for request in unproven if request.admitted] or unproven
+        for request in accused:
+            request.strikes += _KILLED_STRIKE if killed else _STRIKE
+            if request.strikes >= _SUSPECT_STRIKES:
+                self._suspects[request.id] = request
+        if len(accused) == 1 and accused[0].id in self._suspects:
+            return self._suspects.pop(accused[0].id)
+        return None
+
+    def may_go(self, waiting: Sequence[OpenRequest]) -> Sequence[OpenRequest]:
+        """Which of the requests that no engine has may be sent to one now."""
+        if not self._suspects:
+            return waiting
+        first = next(iter(self._suspects.values()))
+        return () if first.sent else (first,)
+
+    def acquit(self, request: OpenRequest) -> bool:
+        """Drop the suspicion if the request is proven. Returns whether a trial has ended."""
+        return request.gained >= PROVEN_TOKENS and self.forget(request)
+
+    def forget(self, request: OpenRequest) -> bool:
+        """The request has ended. Returns whether that ends a trial."""
+        return self._suspects.pop(request.id, None) is not None

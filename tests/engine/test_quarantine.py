@@ -1,0 +1,109 @@
+"""Guilt, suspicion and acquittal, without an engine."""
+
+from __future__ import annotations
+
+from batching.core.types import Request, SamplingParams, TokenEvent
+from batching.engine.open_request import OpenRequest
+from batching.engine.quarantine import PROVEN_TOKENS, Quarantine
+from batching.engine.restart_policy import WINDOW_SECONDS, RestartPolicy
+from batching.engine.stream import RequestStream
+
+
+def opened(name: str) -> OpenRequest:
+    request = Request(name, [1, 2], SamplingParams(max_tokens=100), 0.0)
+    return OpenRequest(RequestStream(request, lambda _: None))
+
+
+def run(requests: list[OpenRequest], tokens: int = 0, admitted: bool = True) -> None:
+    """An engine gets the requests and generates some tokens for each."""
+    for request in requests:
+        request.interrupt()
+        request.to_send()
+        request.admitted = admitted
+        if tokens:
+            request.take(TokenEvent(request.id, tokens=(7,) * tokens))
+
+
+def test_one_death_accuses_but_condemns_nobody() -> None:
+    alone, quarantine = opened("a"), Quarantine()
+    run([alone])
+    assert quarantine.engine_died([alone], killed=False) is None
+    assert quarantine.may_go([alone]) == [alone]
+
+
+def test_the_only_one_accused_twice_is_guilty() -> None:
+    poison, other, quarantine = opened("p"), opened("o"), Quarantine()
+    for _ in range(2):
+        run([poison])
+        run([other], PROVEN_TOKENS)
+        verdict = quarantine.engine_died([poison, other], killed=False)
+    assert verdict is poison
+    assert quarantine.may_go([other]) == [other]
+
+
+def test_progress_between_deaths_clears() -> None:
+    stream, quarantine = opened("s"), Quarantine()
+    for _ in range(6):
+        run([stream], PROVEN_TOKENS)
+        assert quarantine.engine_died([stream], killed=False) is None
+        run([stream])
+        assert quarantine.engine_died([stream], killed=False) is None
+
+
+def test_a_killed_engine_is_half_the_evidence() -> None:
+    stream, quarantine = opened("s"), Quarantine()
+    verdicts = []
+    for _ in range(4):
+        run([stream])
+        verdicts.append(quarantine.engine_died([stream], killed=True))
+    assert verdicts == [None, None, None, stream]
+
+
+def test_suspects_are_tried_one_at_a_time() -> None:
+    a, poison, c, late = (opened(name) for name in ("a", "p", "c", "late"))
+    quarantine = Quarantine()
+    for _ in range(2):
+        run([a, poison, c])
+        assert quarantine.engine_died([a, poison, c], killed=False) is None
+    waiting = [a, poison, c, late]
+    for request in waiting:
+        request.interrupt()
+    assert quarantine.may_go(waiting) == (a,)
+    run([a], PROVEN_TOKENS - 1)
+    assert not quarantine.acquit(a)
+    assert quarantine.may_go([poison, c, late]) == ()
+    a.take(TokenEvent("a", tokens=(7,)))
+    assert quarantine.acquit(a)
+    assert quarantine.may_go([poison, c, late]) == (poison,)
+    run([poison])
+    assert quarantine.engine_died([a, poison], killed=False) is poison
+    assert quarantine.may_go([a, c, late]) == (c,)
+    assert quarantine.forget(c)  # its client went away
+    assert quarantine.may_go([a, late]) == [a, late]
+
+
+def test_requests_that_only_waited_are_not_accused() -> None:
+    poison, waiting, quarantine = opened("p"), opened("w"), Quarantine()
+    for _ in range(2):
+        run([poison])
+        run([waiting], admitted=False)
+        verdict = quarantine.engine_died([waiting, poison], killed=False)
+    assert verdict is poison
+    assert waiting.strikes == 0
+
+
+def test_a_request_that_fails_before_it_is_computed_is_found() -> None:
+    poison, quarantine = opened("p"), Quarantine()
+    for _ in range(2):
+        run([poison], admitted=False)
+        verdict = quarantine.engine_died([poison], killed=False)
+    assert verdict is poison
+
+
+def test_restarts_back_off_and_end() -> None:
+    policy = RestartPolicy(limit=10)
+    delays = [policy.delay(0.0) for _ in range(11)]
+    assert delays == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, None]
+    assert policy.delay(WINDOW_SECONDS - 1) is None
+    assert policy.delay(WINDOW_SECONDS + 1) == 0.0
+    assert RestartPolicy(limit=0).delay(0.0) is None
