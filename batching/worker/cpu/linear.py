@@ -65,7 +65,9 @@ class PackedLinear:
 def pack(weight: torch.Tensor) -> torch.Tensor:
     """[columns, rows] to [columns / 32, rows / p, 32, p] with p elements in 32 bits."""
     per = UNIT_BYTES // weight.itemsize
-    return weight.view(-1, PANEL, weight.shape[1] // per, per).permute(0, 2, 1, 3).contiguous()
+    units = weight.contiguous().view(torch.int32)  # whole units move: a plain transpose is fast
+    panels = units.view(-1, PANEL, units.shape[1]).transpose(1, 2).contiguous()
+    return panels.view(weight.dtype).view(*panels.shape, per)
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
