@@ -40,7 +40,9 @@ class PackedLinear:
         self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, int8: bool = False
     ) -> None:
         padding = -len(weight) % PANEL
-        weight = torch.nn.functional.pad(weight.detach(), (0, 0, 0, padding))
+        weight = weight.detach()
+        if padding:  # or it would be a copy
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, padding))
         scales = offsets = None
         if int8:
             weight, scales = quantize(weight)
