@@ -58,7 +58,7 @@ class EngineSettings(BaseModel):
         10, ge=0, description="engine restarts within ten minutes before giving up"
     )
     step_timeout_s: float = Field(
-        60.0, gt=0, description="longest step before the engine has learnt what steps take"
+        60.0, gt=0, description="longest step whose time cannot be predicted yet"
     )
     event_log: str | None = Field(None, description="file that records every scheduling decision")
 

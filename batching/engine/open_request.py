@@ -17,8 +17,8 @@ class OpenRequest:
     """
 
     __slots__ = (
-        "_continued", "_heard", "_repeats", "_request", "_scored", "admitted", "gained",
-        "generated", "interrupted", "sent", "stream", "strikes",
+        "_continued", "_heard", "_repeats", "_request", "_scored", "admitted", "crashes",
+        "gained", "generated", "interrupted", "sent", "stream", "strikes",
     )  # fmt: skip
 
     def __init__(self, stream: RequestStream) -> None:
@@ -29,6 +29,7 @@ class OpenRequest:
         self.gained = 0  # tokens that the present engine generated
         self.interrupted = False  # an engine died with it
         self.strikes = 0  # deaths in a row that it may have caused (see `quarantine`)
+        self.crashes = 0  # engines that failed by themselves while they computed it
         self._request = stream.request
         self._heard = False  # the first event, with the number of cached tokens, was delivered
         self._scored = 0  # prompt logprobs delivered

@@ -40,10 +40,11 @@ class Quarantine:
         """
         unproven = []
         for request in sent:
-            if request.gained < PROVEN_TOKENS:
-                unproven.append(request)
-            else:
+            if _proven(request):
                 request.strikes = 0
+            else:
+                unproven.append(request)
+            request.crashes += not killed and request.admitted
         # If none was computed, planning or taking in a request may have failed.
         accused = [request for request in unproven if request.admitted] or unproven
         for request in accused:
@@ -63,8 +64,13 @@ class Quarantine:
 
     def acquit(self, request: OpenRequest) -> bool:
         """Drop the suspicion if the request is proven. Returns whether a trial has ended."""
-        return request.gained >= PROVEN_TOKENS and self.forget(request)
+        return _proven(request) and self.forget(request)
 
     def forget(self, request: OpenRequest) -> bool:
         """The request has ended. Returns whether that ends a trial."""
         return self._suspects.pop(request.id, None) is not None
+
+
+def _proven(request: OpenRequest) -> bool:
+    """Whether the engine served it long enough; longer each time that did not keep it alive."""
+    return request.gained >= PROVEN_TOKENS << max(0, request.crashes - 2)

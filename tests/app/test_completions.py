@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 from typing import Any
 
@@ -313,6 +315,30 @@ async def test_engine_error_in_the_middle_of_a_stream(server: Server) -> None:
     assert events[-2:] == ["[DONE]", ""]
     assert '"code":"engine_unavailable"' in events[-3]
     assert server.service.metrics.finished["error"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_the_engine_fails_on_is_named(server: Server, stream: bool) -> None:
+    server.say("hello world")
+    server.engine.free_tokens = 1
+    server.engine.resume.clear()
+    call = asyncio.create_task(
+        server.http.post(
+            PATH,
+            json={"prompt": "a", "stream": stream, "max_tokens": 9},
+            headers={"x-request-id": "my-request"},
+        )
+    )
+    while not server.service.metrics.generation_tokens:
+        await asyncio.sleep(0)
+    server.engine.error = "the request crashed the engine repeatedly"
+    server.engine.resume.set()
+    response = await call
+    assert response.status_code == (200 if stream else 500)
+    *_, body = (e for e in response.text.split("\n\n") if "error" in e)
+    error = json.loads(body.removeprefix("data: "))["error"]
+    assert error["type"] == "server_error" and error["code"] == "engine_error"
+    assert "crashed" in error["message"] and "my-request" in error["message"]
 
 
 async def test_engine_gone_before_and_during_a_plain_request(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -73,6 +74,20 @@ class ServerProcess:
         if not values:
             raise KeyError(name)
         return sum(map(float, values))
+
+    def signal_engine(self, number: int) -> None:
+        """Send a signal to the engine child."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        (child,) = children.read_text().split()
+        os.kill(int(child), number)
+
+    def wait_health(self, status: int, seconds: float) -> None:
+        """Until /health answers with a status. Raises if that takes longer."""
+        deadline = time.monotonic() + seconds
+        while (now := httpx.get(f"{self.url}/health").status_code) != status:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"health is {now}, not {status}:\n{self.log()}")
+            time.sleep(0.02)
 
     def wait_idle(self) -> None:
         """Until nothing runs, waits or holds a KV block. Raises if that takes over 5 seconds."""

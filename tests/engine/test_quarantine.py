@@ -43,11 +43,18 @@ def test_the_only_one_accused_twice_is_guilty() -> None:
 
 def test_progress_between_deaths_clears() -> None:
     stream, quarantine = opened("s"), Quarantine()
+    for tokens in [PROVEN_TOKENS, 0] * 6:
+        run([stream], tokens)
+        assert quarantine.engine_died([stream], killed=True) is None
+
+
+def test_who_crashes_engines_now_and_then_is_found_too() -> None:
+    stream, quarantine = opened("s"), Quarantine()
+    verdicts = []
     for _ in range(6):
-        run([stream], PROVEN_TOKENS)
-        assert quarantine.engine_died([stream], killed=False) is None
-        run([stream])
-        assert quarantine.engine_died([stream], killed=False) is None
+        run([stream], 20)
+        verdicts.append(quarantine.engine_died([stream], killed=False))
+    assert verdicts == [None, None, None, None, None, stream]
 
 
 def test_a_killed_engine_is_half_the_evidence() -> None:

@@ -1,0 +1,130 @@
+"""The engine of a real server is killed and stopped in mid-stream; its clients notice a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+
+STREAMS = 16
+TOKENS = 160
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    process = ServerProcess(
+        tmp_path_factory.mktemp("server") / "log",
+        *("--dtype", "float32", "--served-model-name", "tiny", "--max-model-len", "512"),
+    )
+    try:
+        process.wait_ready()
+        yield process
+    finally:
+        process.stop()
+
+
+@pytest.fixture
+def tiny(fragile: ServerProcess) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=f"{fragile.url}/v1", api_key="none", max_retries=0, timeout=120
+    )
+
+
+class Crowd:
+    """Streams of greedy and seeded requests, half of each."""
+
+    def __init__(self, client: openai.AsyncOpenAI) -> None:
+        self._client = client
+        self.texts = [""] * STREAMS
+        self.usages: list[Any] = [None] * STREAMS
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self._read(i) for i in range(STREAMS)))
+
+    async def _read(self, index: int) -> None:
+        stream = await self._client.completions.create(
+            model="tiny",
+            prompt=f"Story {index}: once upon a time",
+            max_tokens=TOKENS + index,
+            temperature=0.0 if index % 2 else 0.8,
+            seed=index,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        async for chunk in stream:
+            if chunk.choices:
+                self.texts[index] += chunk.choices[0].text
+            self.usages[index] = chunk.usage
+
+    async def moving(self) -> None:
+        """Until every stream has gained some text since this was called."""
+        before = [len(text) for text in self.texts]
+        while not all(len(t) > b + 24 for t, b in zip(self.texts, before, strict=True)):
+            await asyncio.sleep(0.01)
+
+
+async def run_disturbed(server: ServerProcess, crowd: Crowd, signals: list[int]) -> None:
+    """Run a crowd and send the engine each signal while all its streams are open."""
+    readers = asyncio.create_task(crowd.run())
+    for number in signals:
+        await asyncio.wait_for(crowd.moving(), 60)
+        assert not readers.done()
+        server.signal_engine(number)
+        await asyncio.to_thread(server.wait_health, 503, 8)
+        await asyncio.to_thread(server.wait_health, 200, 60)
+    await readers
+
+
+async def test_streams_survive_kills_and_a_hang(
+    fragile: ServerProcess, tiny: openai.AsyncOpenAI
+) -> None:
+    whole = Crowd(tiny)
+    await whole.run()
+    generated = fragile.metric("vllm:generation_tokens_total")
+    prompts = fragile.metric("vllm:prompt_tokens_total")
+    disturbed = Crowd(tiny)
+    await run_disturbed(fragile, disturbed, [signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL])
+    assert disturbed.texts == whole.texts
+    expected = sum(TOKENS + i for i in range(STREAMS))
+    assert sum(u.completion_tokens for u in disturbed.usages) == expected
+    assert fragile.metric("vllm:generation_tokens_total") - generated == expected
+    asked = sum(u.prompt_tokens for u in disturbed.usages)
+    assert fragile.metric("vllm:prompt_tokens_total") - prompts == asked
+    assert fragile.metric("slipstream_engine_restarts_total") == 3
+    assert fragile.metric("slipstream_resumed_streams_total") == 3 * STREAMS
+    fragile.wait_idle()
+
+
+def test_a_request_in_the_pause_waits_for_the_next_engine(fragile: ServerProcess) -> None:
+    fields = {"prompt": "Once upon", "max_tokens": 8, "temperature": 0}
+    before = httpx.post(f"{fragile.url}/v1/completions", json=fields, timeout=60)
+    fragile.signal_engine(signal.SIGKILL)
+    fragile.wait_health(503, 8)
+    after = httpx.post(f"{fragile.url}/v1/completions", json=fields, timeout=60)
+    assert after.status_code == before.status_code == 200
+    assert after.json()["choices"] == before.json()["choices"]
+    fragile.wait_idle()
+
+
+def test_without_restarts_a_dead_engine_is_the_end(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "log", "--worker", "simulated", "--restart-limit", "0")
+    try:
+        server.wait_ready()
+        server.signal_engine(signal.SIGKILL)
+        server.wait_health(503, 8)
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=30)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "engine_unavailable"
+        assert server.stop() == 0
+    finally:
+        server.process.kill()
+        server.process.wait()
