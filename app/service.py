@@ -13,7 +13,7 @@ from app.errors import ApiError
 from app.metrics import Metrics
 from app.sampling import SamplingDefaults
 from app.template import ChatTemplate, load_chat_template
-from app.tokenizer import Tokenizer
+from app.tokenizer import Tokenizer, TokenizerError
 from batching.core.types import EngineStats, Request
 from batching.engine.client import RequestStream
 from batching.worker.protocol import Capabilities
@@ -60,6 +60,12 @@ class Service:
     ) -> Service:
         """Read the model folder's text side. Raises `TokenizerError`."""
         folder = Path(capabilities.model)
+        tokenizer = Tokenizer.load(folder)
+        try:
+            template, defaults = load_chat_template(folder), SamplingDefaults.load(folder)
+        except (ValueError, LookupError) as error:  # not JSON, not UTF-8, or not of the right type
+            message = f"cannot read the chat template or generation config of {folder}: {error}"
+            raise TokenizerError(message) from error
         admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
         metrics.serve(capabilities, engine, admission)
         return cls(
@@ -67,9 +73,9 @@ class Service:
             engine=engine,
             capabilities=capabilities,
             model_name=metrics.model_name,
-            tokenizer=Tokenizer.load(folder),
-            template=load_chat_template(folder),
-            defaults=SamplingDefaults.load(folder),
+            tokenizer=tokenizer,
+            template=template,
+            defaults=defaults,
             metrics=metrics,
             admission=admission,
         )

@@ -20,7 +20,7 @@ _CONTEXT_TOKENS = 6
 
 
 class TokenizerError(ValueError):
-    """The model folder holds no tokenizer this server can use; the message says why."""
+    """The model folder's text side is of no use to this server; the message says why."""
 
 
 class PromptTooLongError(ValueError):
