@@ -241,6 +241,7 @@ class EngineClient:
                 logger.error("%s", reason)
                 continue
             self.failure = None
+            logger.info("the engine serves again; %d requests go to it", len(self._open))
             self._schedule_flush()
             return
         raise EngineDeadError(f"the engine died too often, the last time because: {reason}")

@@ -28,6 +28,7 @@ _LONG_STEP_SECONDS = 0.25  # the supervisor grants shorter ones enough time unas
 # A forecast is not trusted in the first steps, nor for so many times the tokens of any before.
 _FIRST_STEPS = 8
 _FAMILIAR_FACTOR = 2
+_SLOWNESS_DECAY = 0.9
 
 
 class EngineLoop:
@@ -54,6 +55,7 @@ class EngineLoop:
         self._clock = clock
         self._in_flight: deque[Any] = deque()
         self._most_tokens = 0  # in a step so far
+        self._slowness = 0.0  # seconds of recent steps' slowest: the cost model is slow to learn
 
     def run_forever(self) -> None:
         """Serve until `receive` or the worker raises."""
@@ -97,14 +99,16 @@ class EngineLoop:
             raise RuntimeError("the scheduler has work, plans none, and waits for nothing")
         if self._in_flight and (plan is None or len(self._in_flight) > self._overlap):
             result = self._worker.wait(self._in_flight.popleft())
+            self._slowness = max(result.seconds, _SLOWNESS_DECAY * self._slowness)
             return self._scheduler.commit(result, self._clock())
         return None
 
     def _announce(self, plan: StepPlan) -> None:
         """Say what the supervisor must know if this step never ends."""
-        tokens, forecast = plan.token_count, self._scheduler.forecast
+        tokens = plan.token_count
+        seconds = max(self._scheduler.forecast, self._slowness)
         familiar = plan.step >= _FIRST_STEPS and tokens <= _FAMILIAR_FACTOR * self._most_tokens
         self._most_tokens = max(self._most_tokens, tokens)
-        if plan.inits or not familiar or forecast > _LONG_STEP_SECONDS:
+        if plan.inits or not familiar or seconds > _LONG_STEP_SECONDS:
             admitted = [init.id for init in plan.inits]
-            self._send(Starting(plan.step, admitted, forecast if familiar else None))
+            self._send(Starting(plan.step, seconds, familiar, admitted))

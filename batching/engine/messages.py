@@ -43,12 +43,13 @@ class Starting(msgspec.Struct, frozen=True, tag="starting", omit_defaults=True):
     """A step begins that takes up requests or may take long. The supervisor wants to know.
 
     `admitted` are the ids of requests that no step touched before, or not since a preemption.
-    `seconds` is the step's forecast, None if nothing like it was ever run.
+    `seconds` is the step's forecast; it is worth little unless `familiar` steps were run before.
     """
 
     step: int
+    seconds: float
+    familiar: bool = True
     admitted: list[str] = []
-    seconds: float | None = None
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):

@@ -155,10 +155,10 @@ class EngineProcess:
             case Failed():
                 self._last_words = message.message
             case Starting():
-                seconds = self._settings.step_timeout_s
-                if message.seconds is not None:
-                    seconds = _FORECAST_FACTOR * message.seconds
-                self._announced[message.step] = max(seconds, self._patience)
+                patience = max(self._patience, _FORECAST_FACTOR * message.seconds)
+                if not message.familiar:
+                    patience = max(patience, self._settings.step_timeout_s)
+                self._announced[message.step] = patience
             case StepOutput() if self._announced:
                 done = message.stats.steps
                 self._announced = {s: t for s, t in self._announced.items() if s >= done}

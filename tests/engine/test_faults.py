@@ -14,7 +14,7 @@ import pytest
 from batching.core.event_log import replay
 from batching.core.types import FinishReason, Request, TokenEvent
 from batching.engine import process
-from batching.engine.client import EngineClient, EngineDeadError, RequestStream
+from batching.engine.client import EngineClient, EngineDeadError, EngineStartError, RequestStream
 from batching.engine.messages import StepOutput
 from config.settings import EngineSettings
 from tests.engine.faulty_child import Fault
@@ -198,6 +198,15 @@ async def test_a_restart_that_fails_is_tried_again(start: Start, settings: Engin
     assert 0 < len(tokens) < 60
     assert engine.alive
     assert engine.restarts >= 2
+
+
+async def test_a_child_that_does_not_start_in_time_is_killed(settings: EngineSettings) -> None:
+    child = process.EngineProcess(settings, "batching.engine.child", lambda message: None)
+    with pytest.raises(EngineStartError, match="did not start"):
+        await child.start(timeout=0.01)
+    assert child.pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(child.pid, 0)
 
 
 async def test_each_engine_leaves_its_event_log(start: Start, tmp_path: Path) -> None:
