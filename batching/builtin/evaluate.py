@@ -2,7 +2,8 @@
 
     python -m batching.builtin.evaluate MODEL_DIR [--kinds addition capitals …] [--limit N]
 
-Decoding is greedy, except that stories are sampled at temperature 0.8 with a fixed seed.
+Decoding is greedy, except that stories are sampled as the model's generation config says, with a
+fixed seed.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from .tasks import KINDS, Task, prompts
 
-STORY_TEMPERATURE = 0.8
 BATCH = 50
 
 
@@ -54,7 +54,7 @@ def answers(
     ids, mask = _pad_left(rows, tokenizer.pad_token_id)
     ends = set(model.generation_config.eos_token_id)
     sampled = "stor" in tasks[0].kind
-    how = {"do_sample": True, "temperature": STORY_TEMPERATURE} if sampled else {"do_sample": False}
+    how = {} if sampled else {"do_sample": False, "temperature": None, "top_p": None}
     with torch.inference_mode():
         out = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=tasks[0].max_tokens, **how

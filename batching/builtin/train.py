@@ -112,7 +112,13 @@ def save_model(model: LlamaForCausalLM, tokenizer: FastTokenizer, out: Path) -> 
     """Write bfloat16 safetensors, configuration and generation defaults to `out`."""
     ends = [tokenizer.convert_tokens_to_ids(token) for token in (IM_END, END_OF_TEXT)]
     model.generation_config = GenerationConfig(
-        eos_token_id=ends, pad_token_id=ends[1], max_new_tokens=512
+        eos_token_id=ends,
+        pad_token_id=ends[1],
+        max_new_tokens=512,
+        # What a server samples with unless asked otherwise: so small a model needs its tail cut.
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.95,
     )
     config = model.config
     half = LlamaForCausalLM(config)
