@@ -20,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 
 help:
 	@echo "make serve [MODEL=folder-or-hub-id] [PORT=8000]   serve a model (default: the built-in one)"
-	@echo "make bench [ARGS='--rate 8 …']                    measure the server on PORT"
+	@echo "make bench [ARGS='--quick']                       measure beside other servers, if installed"
 	@echo "make test  [ARGS='tests/core -k …']               run the tests"
 	@echo "make lint                                         ruff, mypy, import rules, size limits"
 	@echo "make format                                       rewrite the code the way lint wants it"
@@ -29,7 +29,7 @@ serve: $(RUNTIME)
 	$(BIN)/slipstream serve $(if $(MODEL),'$(MODEL)') --host $(HOST) --port $(PORT) $(ARGS)
 
 bench: $(RUNTIME)
-	$(BIN)/slipstream bench --url http://$(HOST):$(PORT) $(ARGS)
+	$(BIN)/python -m tests.bench.side_by_side $(ARGS)
 
 test: $(DEV)
 	$(BIN)/python -m pytest $(ARGS)

@@ -21,9 +21,7 @@ from loadtest.events import Outcome
 from loadtest.measure import client_warnings, summarize
 from loadtest.report import SCHEMA, render
 from loadtest.run import closed_loop, open_loop
-from loadtest.workloads import Workload
-
-_PATH = "/v1/completions"
+from loadtest.workloads import COMPLETIONS, Workload, completion_body
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -116,7 +114,13 @@ async def _bench(options: argparse.Namespace) -> dict[str, Any]:
     try:
         model = options.model or (await client.get("/v1/models"))["data"][0]["id"]
         prompts = _workload(options).generate(options.warmup + options.requests, options.seed)
-        messages = [_message(client, options, model, *pair) for pair in prompts]
+        messages = [
+            client.message(
+                COMPLETIONS,
+                completion_body(model, *pair, options.temperature, ignore_eos=options.ignore_eos),
+            )
+            for pair in prompts
+        ]
         warmup, measured = messages[: options.warmup], messages[options.warmup :]
         await closed_loop(client.stream, warmup, options.concurrency)
         began, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
@@ -170,23 +174,6 @@ def _workload(options: argparse.Namespace) -> Workload:
         form="words" if options.words else "ids",
         vocab_size=options.vocab_size,
     )
-
-
-def _message(
-    client: Client, options: argparse.Namespace, model: str, prompt: object, output: int
-) -> bytes:
-    body: dict[str, object] = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": output,
-        "temperature": options.temperature,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if options.ignore_eos:
-        # Without the second, end tokens in the middle would be tokens that show no text.
-        body |= {"ignore_eos": True, "skip_special_tokens": False}
-    return client.message(_PATH, msgspec.json.encode(body))
 
 
 def _describe(options: argparse.Namespace) -> str:

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
+COMPLETIONS = "/v1/completions"
+
 # The lowest ids are special tokens and single bytes in most vocabularies.
 _FIRST_ORDINARY_TOKEN = 300
 
@@ -68,3 +72,29 @@ class Workload:
         if self.form == "words":
             return (lambda: source.choice(_WORDS)), " ".join
         return (lambda: source.randrange(_FIRST_ORDINARY_TOKEN, self.vocab_size)), list
+
+
+def completion_body(
+    model: str,
+    prompt: Prompt,
+    max_tokens: int,
+    temperature: float = 0.0,
+    *,
+    ignore_eos: bool = True,
+) -> bytes:
+    """JSON of a streamed completion that ends with `usage`.
+
+    With `ignore_eos`, which OpenAI's API does not have, the output has exactly `max_tokens`.
+    """
+    body: dict[str, object] = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if ignore_eos:
+        # Without the second, end tokens in the middle would be tokens that show no text.
+        body |= {"ignore_eos": True, "skip_special_tokens": False}
+    return msgspec.json.encode(body)
