@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.server_process import ServerProcess
 
 STREAMS = 16
-TOKENS = 160
+TOKENS = 120
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ class Crowd:
     async def moving(self) -> None:
         """Until every stream has gained some text since this was called."""
         before = [len(text) for text in self.texts]
-        while not all(len(t) > b + 24 for t, b in zip(self.texts, before, strict=True)):
+        while not all(len(t) > b + 16 for t, b in zip(self.texts, before, strict=True)):
             await asyncio.sleep(0.01)
 
 
@@ -80,7 +80,7 @@ async def run_disturbed(server: ServerProcess, crowd: Crowd, signals: list[int])
         assert not readers.done()
         server.signal_engine(number)
         await asyncio.to_thread(server.wait_health, 503, 8)
-        await asyncio.to_thread(server.wait_health, 200, 60)
+        await asyncio.to_thread(server.wait_health, 200, 120)
     await readers
 
 
