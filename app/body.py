@@ -80,7 +80,7 @@ def parse_request(body: bytes, schema: type[T], refused: Mapping[str, str]) -> T
     that is in neither is an error too.
     """
     raw = parse_object(body)
-    known = {field.encode_name for field in msgspec.structs.fields(schema)}
+    known = set(schema.__struct_encode_fields__)
     for name, value in raw.items():
         if name in refused and value is not None:
             raise ApiError(f"{name}: {refused[name]}", param=name, code="unsupported_parameter")
