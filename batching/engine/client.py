@@ -37,7 +37,7 @@ _TOTALS = (
 )  # fmt: skip
 # A restart finds the model in the page cache and kernels compiled: slower than this is a hang.
 _RESTART_TIMEOUT_FACTOR = 5.0
-_SHORTEST_RESTART_TIMEOUT = 60.0
+_SHORTEST_RESTART_TIMEOUT = 180.0
 
 
 class EngineClient:

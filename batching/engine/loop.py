@@ -26,7 +26,7 @@ from batching.worker.protocol import Worker
 HEARTBEAT_SECONDS = 1.0
 _LONG_STEP_SECONDS = 0.25  # the supervisor grants shorter ones enough time unasked
 # A forecast is not trusted in the first steps, nor for so many times the tokens of any before.
-_FIRST_STEPS = 8
+_FIRST_STEPS = 2
 _FAMILIAR_FACTOR = 2
 _SLOWNESS_DECAY = 0.9
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -25,8 +26,10 @@ from batching.worker.protocol import Capabilities
 from config.child_environment import child_environment
 from config.settings import EngineSettings
 
-# The child speaks after every step and idle second. Accelerators compile kernels on first use.
+# The child speaks after every step and idle second. More than that is granted on a CPU, which other
+# work may keep from it, and on accelerators, which compile kernels on first use.
 SILENCE_SECONDS = 4.0
+_DEVICE_SILENCE_SECONDS = {"none": SILENCE_SECONDS, "cpu": 15.0}
 _ACCELERATOR_SILENCE_SECONDS = 30.0
 _FORECAST_FACTOR = 10.0  # how far off a forecast may be before a step counts as hung
 _TICK_SECONDS = 0.25
@@ -89,8 +92,9 @@ class EngineProcess:
         except BaseException:
             await self.kill()
             raise
-        if capabilities.device != "cpu" and capabilities.device != "none":
-            self._patience = _ACCELERATOR_SILENCE_SECONDS
+        self._patience = _DEVICE_SILENCE_SECONDS.get(
+            capabilities.device, _ACCELERATOR_SILENCE_SECONDS
+        )
         self._silence = 0.0
         return capabilities
 
@@ -105,7 +109,10 @@ class EngineProcess:
         while not self._ended.done():
             await asyncio.wait({self._ended}, timeout=_TICK_SECONDS)
             self._silence += _TICK_SECONDS
-            if self._silence > max(self._announced.values(), default=self._patience):
+            patience = max(self._announced.values(), default=self._patience)
+            if self._silence > SILENCE_SECONDS and self._is_stopped():
+                patience = SILENCE_SECONDS  # whatever it announced
+            if self._silence > patience:
                 hung = f"the engine hung: no word from it for {self._silence:.0f} s"
                 break
         if hung is None:
@@ -138,6 +145,14 @@ class EngineProcess:
                 await asyncio.wait_for(self._process.wait(), seconds)
             except TimeoutError:
                 pass
+
+    def _is_stopped(self) -> bool:
+        """Whether the child was sent a SIGSTOP. Only Linux knows; elsewhere it is just silent."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     def _describe_exit(self) -> str:
         code = None if self._process is None else self._process.returncode

@@ -42,7 +42,7 @@ def test_health_tells_of_a_dead_engine_until_another_serves(tmp_path: Path) -> N
         answer = httpx.get(f"{server.url}/ready")
         if answer.status_code != 200:
             assert "SIGKILL" in answer.json()["error"]["message"]
-        server.wait_health(200, 60)
+        server.wait_health(200, 120)
         assert server.metric("slipstream_engine_restarts_total") == 1
         assert server.stop() == 0
     finally:

@@ -148,6 +148,16 @@ async def test_a_poisonous_request_fails_alone(start: Start, fault: Fault, crash
     await until_idle(engine)
 
 
+async def test_a_stopped_engine_gets_no_time_for_a_long_step(start: Start) -> None:
+    engine = await start(step_timeout_s=3600.0)
+    stream = engine.submit(request("r", [Fault.HANG], 5))
+    await asyncio.sleep(0.2)  # it is in its first step
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGSTOP)
+    await until(lambda: not engine.alive, "nobody noticed")
+    stream.cancel()
+
+
 @pytest.mark.parametrize("fault", [Fault.RAISE, Fault.HANG])
 async def test_a_request_alone_has_two_attempts(start: Start, fault: Fault) -> None:
     engine = await start()

@@ -72,5 +72,5 @@ def test_the_steps_of_a_slow_model_are_announced_as_such(seconds: float) -> None
     bench = Bench(StepCost(fixed=seconds))
     bench.submit("a", prompt=4)
     announced = [m for m in bench.run(30) if isinstance(m, Starting)]
-    assert [m.familiar for m in announced] == [False] * 8 + [True] * 22
+    assert [m.familiar for m in announced] == [False] * 2 + [True] * 28
     assert all(seconds <= m.seconds < 2 * seconds for m in announced[1:])
