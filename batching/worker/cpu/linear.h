@@ -12,7 +12,12 @@
 namespace slipstream {
 
 constexpr int PANEL = 32, PANEL_VECS = PANEL / LANES;
-constexpr int ROW_TILE = 12;    // rows x PANEL_VECS accumulators, plus operands, fill 32 registers
+// Rows x PANEL_VECS accumulators, plus operands, must fit the registers (see TILE_ROWS).
+#if defined(__AVX512F__)
+constexpr int ROW_TILE = 12;
+#else
+constexpr int ROW_TILE = 2;
+#endif
 constexpr int ROW_BLOCK = 192;  // rows whose inputs stay in the second-level cache
 
 // int8 weights times activations quantized row by row, as unsigned bytes around 128 (that is how the
