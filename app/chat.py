@@ -12,17 +12,18 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.answer import answer
 from app.body import parse_request, read_body
 from app.choice import Choice
 from app.errors import ApiError
 from app.generation import Generation, Job
 from app.logprobs import ChatLogprobs, chat_logprobs
 from app.messages import template_messages
-from app.prompts import prepare, tokenize
+from app.prompts import tokenize
 from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.schemas.chat import REFUSED, ChatRequest
 from app.service import Service
-from app.sse import Envelope, event_stream
+from app.sse import Envelope
 from app.streaming import UsageOption, check_stream_options
 from app.template import RESERVED_VARIABLES, TemplateRenderError
 from app.usage import Usage, usage_of
@@ -235,18 +236,4 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     service.check_model(fields.model)
     check(fields)
     handler = ChatHandler(service, fields)
-    await prepare(handler.prepare, len(body))
-    generation = Generation.start(
-        service,
-        handler.jobs,
-        fields.n,
-        request.receive,
-        priority=fields.priority,
-        salt=fields.cache_salt,
-    )
-    if fields.stream:
-        return await event_stream(handler.stream(generation), generation.close)
-    try:
-        return Response(await handler.run(generation), media_type="application/json")
-    finally:
-        generation.close()
+    return await answer(service, request, fields, handler, samples=fields.n, body_bytes=len(body))

@@ -12,16 +12,17 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.answer import answer
 from app.body import parse_request, read_body
 from app.choice import Choice
 from app.errors import ApiError
 from app.generation import Generation, Job
 from app.logprobs import CompletionLogprobs, Entry, completion_logprobs
-from app.prompts import Prompt, prepare, split_prompts, tokenize
+from app.prompts import Prompt, split_prompts, tokenize
 from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.schemas.completions import REFUSED, CompletionRequest
 from app.service import Service
-from app.sse import Envelope, event_stream
+from app.sse import Envelope
 from app.streaming import UsageOption, check_stream_options
 from app.tokenizer import TextDecoder, Tokenizer
 from app.usage import Usage, usage_of
@@ -231,18 +232,6 @@ async def create_completion(service: Service, request: Request) -> Response:
     service.check_model(fields.model)
     check(fields)
     handler = CompletionHandler(service, fields)
-    await prepare(handler.prepare, len(body))
-    generation = Generation.start(
-        service,
-        handler.jobs,
-        handler.samples,
-        request.receive,
-        priority=fields.priority,
-        salt=fields.cache_salt,
+    return await answer(
+        service, request, fields, handler, samples=handler.samples, body_bytes=len(body)
     )
-    if fields.stream:
-        return await event_stream(handler.stream(generation), generation.close)
-    try:
-        return Response(await handler.run(generation), media_type="application/json")
-    finally:
-        generation.close()

@@ -1,0 +1,60 @@
+"""From a checked request to its response: prepare, submit, then stream or collect."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.generation import Generation, Job
+from app.prompts import prepare
+from app.schemas.common import GenerationFields
+from app.service import Service
+from app.sse import event_stream
+
+
+class Handler(Protocol):
+    """What an endpoint knows about its own kind of request and response."""
+
+    jobs: list[Job]  # filled by `prepare`
+
+    def prepare(self) -> None:
+        """Tokenise and lay out the jobs. Runs off the event loop when the body is long."""
+
+    async def run(self, generation: Generation) -> bytes:
+        """The whole response as JSON."""
+
+    def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
+        """The response as server-sent events."""
+
+
+async def answer(
+    service: Service,
+    request: Request,
+    fields: GenerationFields,
+    handler: Handler,
+    *,
+    samples: int,
+    body_bytes: int,
+) -> Response:
+    """Run the handler's jobs, which come in groups of `samples` with the same prompt.
+
+    Raises `ApiError` and `EngineDeadError`; whatever happens, nothing stays submitted.
+    """
+    await prepare(handler.prepare, body_bytes)
+    generation = Generation.start(
+        service,
+        handler.jobs,
+        samples,
+        request.receive,
+        priority=fields.priority,
+        salt=fields.cache_salt,
+    )
+    if fields.stream:
+        return await event_stream(handler.stream(generation), generation.close)
+    try:
+        return Response(await handler.run(generation), media_type="application/json")
+    finally:
+        generation.close()
