@@ -14,18 +14,17 @@ from starlette.responses import Response
 
 from app.answer import answer
 from app.body import parse_request, read_body
+from app.chat_prompt import check_prompt_fields, render_chat
 from app.choice import Choice
 from app.errors import ApiError
 from app.generation import Generation, Job
 from app.logprobs import ChatLogprobs, chat_logprobs
-from app.messages import template_messages
 from app.prompts import tokenize
 from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.schemas.chat import REFUSED, ChatRequest
 from app.service import Service
 from app.sse import Envelope
 from app.streaming import UsageOption, check_stream_options
-from app.template import RESERVED_VARIABLES, TemplateRenderError
 from app.usage import Usage, usage_of
 
 
@@ -67,7 +66,7 @@ class ChatHandler:
         fields, service = self.fields, self.service
         stops = stop_strings(fields.stop)
         ids = tokenize(
-            self._render(),
+            render_chat(service, fields),
             service.tokenizer,
             vocab_size=service.capabilities.vocab_size,
             limit=service.prompt_limit,
@@ -102,36 +101,6 @@ class ChatHandler:
             default=self.service.defaults.max_new_tokens,
             param="max_tokens" if newer is None else "max_completion_tokens",
         )
-
-    def _render(self) -> str:
-        fields, template = self.fields, self.service.template
-        if template is None:
-            raise ApiError(
-                "this model has no chat template; use /v1/completions",
-                param="messages",
-                code="no_chat_template",
-            )
-        messages = template_messages(
-            fields.messages, has_developer_role="developer" in template.source
-        )
-        variables: dict[str, Any] = dict(fields.chat_template_kwargs or {})
-        if fields.reasoning_effort is not None:
-            variables["reasoning_effort"] = fields.reasoning_effort
-        try:
-            return template.render(
-                messages,
-                tools=fields.tools,
-                documents=fields.documents,
-                add_generation_prompt=fields.add_generation_prompt,
-                continue_final_message=fields.continue_final_message,
-                variables=variables,
-            )
-        except TemplateRenderError as error:
-            raise ApiError(
-                f"messages: the model's chat template refused them: {error}",
-                param="messages",
-                code="invalid_value",
-            ) from error
 
     async def run(self, generation: Generation) -> bytes:
         """The whole response as JSON."""
@@ -192,10 +161,7 @@ def check(fields: ChatRequest) -> None:
     check_stream_options(fields)
     if fields.top_logprobs is not None and not fields.logprobs:
         raise _bad("top_logprobs", "only allowed when logprobs is true")
-    if fields.continue_final_message and fields.add_generation_prompt:
-        raise _bad("continue_final_message", "set add_generation_prompt to false with it")
-    if clash := RESERVED_VARIABLES & set(fields.chat_template_kwargs or ()):
-        raise _bad(f"chat_template_kwargs.{min(clash)}", "the server sets this variable itself")
+    check_prompt_fields(fields)
     if 0 in (fields.max_tokens, fields.max_completion_tokens):
         name = "max_tokens" if fields.max_tokens == 0 else "max_completion_tokens"
         raise _bad(name, "must be at least 1")
@@ -210,12 +176,6 @@ def _check_tools(fields: ChatRequest) -> None:
         if choice not in (None, "none", "auto"):
             raise _bad("tool_choice", "only none and auto are allowed without tools")
         return
-    for i, tool in enumerate(fields.tools):
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict):
-            raise _bad(f"tools[{i}]", "expected type function and a function object")
-        if not isinstance(function.get("name"), str):
-            raise _bad(f"tools[{i}].function.name", "expected a string")
     if choice != "none":
         raise _bad(
             "tool_choice",

@@ -15,6 +15,22 @@ from starlette.types import Scope
 from batching.engine.client import EngineDeadError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it, logs are
 
 
@@ -96,7 +112,11 @@ def install_error_handlers(app: FastAPI) -> None:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
     async def unexpected(request: Request, error: Exception) -> Response:
-        return ApiError("internal server error", status=500, code="internal_error").response()
+        failure = ApiError("internal server error", status=500, code="internal_error")
+        response = with_request_id(failure, request.scope).response()
+        # This handler runs outside of all middleware, the one that adds the id included.
+        response.headers["x-request-id"] = request.scope.get("state", {}).get("request_id", "")
+        return response
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)

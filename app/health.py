@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import ApiError
@@ -13,7 +14,7 @@ from app.service import Service
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
 
 
-def health(service: Service) -> Response:
+async def health(service: Service, request: Request) -> Response:
     """200 while the engine works; 503 with the reason while it restarts or when it is gone.
 
     Its supervisor notices within seconds that the engine died or hangs.
@@ -26,7 +27,7 @@ def health(service: Service) -> Response:
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
-def server_version() -> Response:
+async def server_version(service: Service, request: Request) -> Response:
     """The package's version."""
     try:
         name = version("slipstream")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
 
 from app.histogram import (
     INTER_TOKEN_EDGES,
@@ -25,13 +27,14 @@ from app.histogram import (
     Histogram,
     length_edges,
 )
-from batching.core.types import EngineStats, Request, Timing
+from batching.core.types import EngineStats, Timing
+from batching.core.types import Request as EngineRequest
 from batching.engine.messages import StepOutput
 from batching.worker.protocol import Capabilities
 
 if TYPE_CHECKING:
     from app.admission import Admission
-    from app.service import Engine
+    from app.service import Engine, Service
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
 _REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
@@ -96,12 +99,12 @@ class Metrics(Collector):
         self.prompt_tokens += prompt_tokens
         self._n.observe(n)
 
-    def request_started(self, request: Request) -> None:
+    def request_started(self, request: EngineRequest) -> None:
         """A sequence was handed to the engine."""
         self._arrivals[request.id] = request.arrival
         self._max_tokens.observe(request.params.max_tokens)
 
-    def request_ended(self, request: Request, reason: str, tokens: int) -> None:
+    def request_ended(self, request: EngineRequest, reason: str, tokens: int) -> None:
         """A sequence's response is over after `tokens` tokens; `reason` as in `FinishReason`."""
         self._arrivals.pop(request.id, None)
         first = self._firsts.pop(request.id, None)
@@ -226,3 +229,9 @@ def exported_names() -> list[str]:
     metrics = Metrics("")
     metrics.capabilities = Capabilities("", "", 1, 1, 1, 1, 1, 1, "", "", "")
     return list(dict.fromkeys(s.name for family in metrics.collect() for s in family.samples))
+
+
+async def scrape(service: Service, request: Request) -> Response:
+    """All metrics, as text that Prometheus reads."""
+    text = service.metrics.exposition()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

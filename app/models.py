@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.service import Service
@@ -23,14 +24,14 @@ class ModelList(msgspec.Struct):
     object: str = "list"
 
 
-def list_models(service: Service) -> Response:
+async def list_models(service: Service, request: Request) -> Response:
     """The one served model."""
     return _json(ModelList([_card(service)]))
 
 
-def get_model(service: Service, name: str) -> Response:
+async def get_model(service: Service, request: Request) -> Response:
     """One model. Raises `ApiError` (404)."""
-    service.check_model(name)
+    service.check_model(request.path_params["name"])
     return _json(_card(service))
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from app.errors import ApiError
 from app.tokenizer import PromptTooLongError, Tokenizer
 
 Prompt = str | list[int]
+Result = TypeVar("Result")
 
 # Preparing a body below this size takes less time than handing it to a thread.
 _INLINE_BYTES = 16384
 
 
-async def prepare(work: Callable[[], None], body_bytes: int) -> None:
+async def prepare(work: Callable[[], Result], body_bytes: int) -> Result:
     """Run a handler's checks, rendering and encoding, off the event loop when there is much."""
     if body_bytes <= _INLINE_BYTES:
-        work()
-    else:
-        await asyncio.to_thread(work)
+        return work()
+    return await asyncio.to_thread(work)
 
 
 def split_prompts(prompt: str | list[Any]) -> list[Prompt]:
@@ -66,13 +66,19 @@ def tokenize(
             raise too_long(param, limit) from None
     else:
         ids = prompt
-        if len(ids) <= limit and not (min(ids) >= 0 and max(ids) < vocab_size):
-            raise _bad(param, f"token ids must be at least 0 and less than {vocab_size}")
+        if len(ids) <= limit:
+            check_token_ids(ids, vocab_size, param)
     if not ids:
         raise _bad(param, "the prompt has no tokens")
     if len(ids) > limit:
         raise too_long(param, limit, len(ids))
     return ids
+
+
+def check_token_ids(ids: list[int], vocab_size: int, param: str) -> None:
+    """Raises `ApiError` for one that the model does not have."""
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        raise _bad(param, f"token ids must be at least 0 and less than {vocab_size}")
 
 
 def too_long(param: str, limit: int, length: int | None = None) -> ApiError:

@@ -7,27 +7,20 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
 
-from app import health, models
-from app.chat import create_chat_completion
-from app.completions import create_completion
 from app.errors import install_error_handlers
+from app.http_protocol import HttpProtocol
 from app.metrics import Metrics
 from app.middleware import ApiKeys, RequestId
-from app.schemas.chat import ChatRequest
-from app.schemas.completions import CompletionRequest
+from app.routes import add_routes
 from app.service import Service
 from app.startup_log import log_progress, log_ready
 from app.template import renderer
@@ -42,8 +35,6 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 75
 _OPEN_FILES = 65536
 
-Handler = Callable[[Service, Request], Awaitable[Response]]
-
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI application of one served model."""
@@ -52,69 +43,8 @@ def create_app(service: Service) -> FastAPI:
         middleware.append(Middleware(ApiKeys, keys=service.settings.api_keys))
     app = FastAPI(title="Slipstream", middleware=middleware, docs_url=None, redoc_url=None)
     install_error_handlers(app)
-    _add_generation_route(app, service, "/v1/completions", create_completion, CompletionRequest)
-    _add_generation_route(app, service, "/v1/chat/completions", create_chat_completion, ChatRequest)
-    _add_plain_routes(app, service)
+    add_routes(app, service)
     return app
-
-
-def _add_generation_route(
-    app: FastAPI, service: Service, path: str, handler: Handler, schema: type[msgspec.Struct]
-) -> None:
-    async def endpoint(request: Request) -> Response:
-        return await handler(service, request)
-
-    body = {"content": {"application/json": {"schema": _json_schema(schema)}}, "required": True}
-    app.add_api_route(
-        path,
-        endpoint,
-        methods=["POST"],
-        name=handler.__name__,
-        response_model=None,
-        openapi_extra={"requestBody": body},
-    )
-
-
-def _json_schema(schema: type[msgspec.Struct]) -> dict[str, Any]:
-    (reference,), definitions = msgspec.json.schema_components([schema])
-    return _inline(reference, definitions)
-
-
-def _inline(value: Any, definitions: dict[str, Any]) -> Any:
-    """Replace references by what they name, since our definitions are not in OpenAPI's place."""
-    if isinstance(value, list):
-        return [_inline(item, definitions) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "$ref" in value:
-        return _inline(definitions[value["$ref"].rpartition("/")[2]], definitions)
-    return {key: _inline(item, definitions) for key, item in value.items()}
-
-
-def _add_plain_routes(app: FastAPI, service: Service) -> None:
-    async def check_health() -> Response:
-        return health.health(service)
-
-    async def version() -> Response:
-        return health.server_version()
-
-    async def list_models() -> Response:
-        return models.list_models(service)
-
-    async def get_model(name: str) -> Response:
-        return models.get_model(service, name)
-
-    async def metrics() -> Response:
-        return Response(
-            service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
-
-    for path in sorted(health.OPEN_PATHS):
-        app.add_api_route(path, check_health, name=path.strip("/"), response_model=None)
-    app.add_api_route("/version", version, response_model=None)
-    app.add_api_route("/metrics", metrics, response_model=None)
-    app.add_api_route("/v1/models", list_models, response_model=None)
-    app.add_api_route("/v1/models/{name:path}", get_model, response_model=None)
 
 
 def serve(engine_settings: EngineSettings, server_settings: ServerSettings) -> int:
@@ -180,6 +110,8 @@ async def _serve_http(service: Service, listener: socket.socket) -> None:
     settings = service.settings
     config = uvicorn.Config(
         create_app(service),
+        http=HttpProtocol,
+        ws="none",
         lifespan="off",
         access_log=False,
         log_level="warning",

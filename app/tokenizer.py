@@ -79,6 +79,10 @@ class Tokenizer:
             return bytes.fromhex(byte[1])
         return piece.replace("\u2581", " ").encode()
 
+    def token_name(self, token: int) -> str:
+        """How the vocabulary spells a token; "" if it is not in there."""
+        return self.backend.id_to_token(token) or ""
+
     def token_text(self, token: int) -> str:
         """The token's bytes as text; a piece of a character shows as U+FFFD."""
         return self.token_bytes(token).decode(errors="replace")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from app.http_protocol import HttpProtocol
 from app.metrics import Metrics
 from app.server import create_app
 from app.service import Service
@@ -104,6 +108,29 @@ class Server:
         assert response.status_code == 200, response.text
         assert response.headers["content-type"].startswith("text/event-stream")
         return parse_events(response.text)
+
+
+class Live:
+    """A server's application on a real socket, while the context lasts."""
+
+    def __init__(self, server: Server, protocol: type[HttpProtocol] = HttpProtocol) -> None:
+        config = uvicorn.Config(
+            server.app, http=protocol, ws="none", lifespan="off", log_level="critical"
+        )
+        self._uvicorn = uvicorn.Server(config)
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+
+    async def __aenter__(self) -> Live:
+        self._task = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
+        while not self._uvicorn.started:
+            await asyncio.sleep(0.005)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._uvicorn.should_exit = True
+        await self._task
 
 
 def parse_events(text: str) -> list[dict[str, Any]]:

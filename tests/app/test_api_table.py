@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.schemas import chat, completions
+from app.schemas import chat, completions, tokenization
 from app.schemas.common import INERT_COMMON, REFUSED_COMMON
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
@@ -41,6 +41,20 @@ def test_the_tables_are_the_schemas(module: object, schema: type, section: str) 
     expected = {name: "inert" if name in inert else "honoured" for name in fields}
     expected |= dict.fromkeys(refused, "refused")
     assert documented(BOTH) | documented(section) == expected
+
+
+@pytest.mark.parametrize(
+    ("schema", "refused", "section"),
+    [
+        (tokenization.TokenizeRequest, tokenization.REFUSED_BY_TOKENIZE, "`/tokenize`"),
+        (tokenization.DetokenizeRequest, {}, "`/detokenize`"),
+    ],
+    ids=["tokenize", "detokenize"],
+)
+def test_other_endpoints(schema: type, refused: dict[str, str], section: str) -> None:
+    fields = {field.name for field in msgspec.structs.fields(schema)}
+    expected = dict.fromkeys(fields, "honoured") | dict.fromkeys(refused, "refused")
+    assert documented(section) == expected
 
 
 def test_what_is_common_is_common() -> None:

@@ -297,4 +297,6 @@ async def test_unexpected_errors_have_the_same_shape(server: Server) -> None:
         raise ZeroDivisionError
 
     server.engine.submit = fail  # type: ignore[assignment, method-assign]
-    check_error(await server.post(COMPLETIONS, prompt="a"), 500, None)
+    response = await server.post(COMPLETIONS, prompt="a")
+    error = check_error(response, 500, None)
+    assert response.headers["x-request-id"] in error["message"]

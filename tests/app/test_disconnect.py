@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-import uvicorn
 
-from tests.app.conftest import MakeServer, Server, parse_events
+from tests.app.conftest import Live, MakeServer, Server, parse_events
 
 PATIENCE = 10.0
 
@@ -24,15 +22,8 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 async def live(make_server: MakeServer) -> AsyncIterator[tuple[Server, int]]:
     server = make_server()
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(server.app, lifespan="off", log_level="warning")
-    http = uvicorn.Server(config)
-    task = asyncio.create_task(http.serve(sockets=[sock]))
-    await until(lambda: http.started)
-    yield server, sock.getsockname()[1]
-    http.should_exit = True
-    await task
+    async with Live(server) as running:
+        yield server, running.port
 
 
 async def send(port: int, **fields: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from app.routes import ROUTES
 from tests.app.conftest import MakeServer, Server
 
 ALL_PATHS = ["/v1/models", "/version", "/metrics", "/openapi.json", "/v1/nothing"]
@@ -86,3 +89,15 @@ async def test_openapi_describes_the_bodies(server: Server) -> None:
         "type": "integer", "minimum": 1, "maximum": 128, "default": 1
     }  # fmt: skip
     assert "$ref" not in str(schema)
+
+
+async def test_openapi_has_every_route_with_its_errors(server: Server) -> None:
+    paths = (await server.http.get("/openapi.json")).json()["paths"]
+    for path, item in paths.items():
+        for method, operation in item.items():
+            assert {"400", "401", "404", "413", "429", "500", "503"} <= set(operation["responses"])
+            assert "422" not in operation["responses"]
+            assert ("requestBody" in operation) == (method == "post")
+            named = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
+            assert named == set(re.findall(r"{(\w+)}", path))
+    assert {route.path.replace(":path", "") for route in ROUTES} == set(paths)

@@ -1,0 +1,139 @@
+"""Every route, and how `/openapi.json` describes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import chat, completions, health, metrics, models, tokenization
+from app.errors import ERROR_SCHEMA
+from app.schemas.chat import ChatRequest
+from app.schemas.completions import CompletionRequest
+from app.schemas.tokenization import DetokenizeRequest, TokenizeRequest
+from app.service import Service
+
+Handler = Callable[[Service, Request], Awaitable[Response]]
+Struct = type[msgspec.Struct]
+
+
+class Route(NamedTuple):
+    """`body` and `answer` are the JSON of request and response, where they have some."""
+
+    method: str
+    path: str
+    handler: Handler
+    body: Struct | None = None
+    answer: Struct | None = None
+    streams: bool = False  # the answer may be server-sent events
+    errors: dict[str, Any] = ERROR_SCHEMA
+
+
+ROUTES = (
+    *(Route("GET", path, health.health) for path in sorted(health.OPEN_PATHS)),
+    Route("GET", "/version", health.server_version),
+    Route("GET", "/metrics", metrics.scrape),
+    Route("GET", "/v1/models", models.list_models, answer=models.ModelList),
+    Route("GET", "/v1/models/{name:path}", models.get_model, answer=models.ModelCard),
+    Route(
+        "POST", "/v1/completions", completions.create_completion,
+        CompletionRequest, completions.Completion, streams=True,
+    ),
+    Route(
+        "POST", "/v1/chat/completions", chat.create_chat_completion,
+        ChatRequest, chat.ChatCompletion, streams=True,
+    ),
+    Route(
+        "POST", "/tokenize", tokenization.tokenize, TokenizeRequest, tokenization.Tokenized
+    ),
+    Route(
+        "POST", "/detokenize", tokenization.detokenize,
+        DetokenizeRequest, tokenization.Detokenized,
+    ),
+)  # fmt: skip
+
+_STATUS = {
+    "400": "the request is at fault",
+    "401": "no or a wrong API key",
+    "404": "there is no such thing",
+    "413": "the body is too large",
+    "429": "the queue is full",
+    "500": "the server is at fault",
+    "503": "no engine serves now",
+    "default": "any other error",
+}
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Give `app` all routes, serving `service`."""
+    for route in ROUTES:
+        app.add_api_route(
+            route.path,
+            _endpoint(service, route.handler),
+            methods=[route.method],
+            name=route.handler.__name__,
+            operation_id=f"{route.handler.__name__}_{re.sub(r'[^a-z]+', '_', route.path)}",
+            description=(route.handler.__doc__ or "").strip(),
+            response_model=None,
+            responses=_responses(route),
+            openapi_extra=_request(route),
+        )
+
+
+def _endpoint(service: Service, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await handler(service, request)
+
+    return endpoint
+
+
+def _request(route: Route) -> dict[str, Any]:
+    names = re.findall(r"{(\w+)(?::path)?}", route.path)
+    described: dict[str, Any] = {
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    }
+    if route.body is not None:
+        content = {"application/json": {"schema": _json_schema(route.body)}}
+        described["requestBody"] = {"content": content, "required": True}
+    return described
+
+
+def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
+    content: dict[str, Any] = {}
+    if route.answer is not None:
+        content["application/json"] = {"schema": _json_schema(route.answer)}
+    if route.streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"description": text, "content": {"application/json": {"schema": route.errors}}}
+        for status, text in _STATUS.items()
+    }
+    return {200: {"description": "the answer", **({"content": content} if content else {})}} | (
+        responses
+    )
+
+
+def _json_schema(schema: Struct) -> dict[str, Any]:
+    (reference,), definitions = msgspec.json.schema_components([schema])
+    inlined = _inline(reference, definitions)
+    assert isinstance(inlined, dict)
+    return inlined
+
+
+def _inline(value: Any, definitions: dict[str, Any]) -> Any:
+    """Replace references by what they name, since our definitions are not in OpenAPI's place."""
+    if isinstance(value, list):
+        return [_inline(item, definitions) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _inline(definitions[value["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inline(item, definitions) for key, item in value.items()}
