@@ -43,6 +43,8 @@ async def answer(
 
     Raises `ApiError` and `EngineDeadError`; whatever happens, nothing stays submitted.
     """
+    if fields.request_id is not None:
+        request.state.request_id = fields.request_id
     await prepare(handler.prepare, body_bytes)
     generation = Generation.start(
         service,

@@ -18,8 +18,8 @@ from app.chat_prompt import check_prompt_fields, render_chat
 from app.choice import Choice
 from app.errors import ApiError
 from app.generation import Generation, Job
-from app.logprobs import ChatLogprobs, chat_logprobs
-from app.prompts import tokenize
+from app.logprobs import ChatLogprobs, PromptLogprobs, chat_logprobs, prompt_logprobs
+from app.prompts import kept_tokens, tokenize
 from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.schemas.chat import REFUSED, ChatRequest
 from app.service import Service
@@ -49,6 +49,7 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     object: str = "chat.completion"
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatHandler:
@@ -58,7 +59,7 @@ class ChatHandler:
         self.service = service
         self.fields = fields
         self.jobs: list[Job] = []
-        self.id = f"chatcmpl-{uuid4().hex}"
+        self.id = f"chatcmpl-{fields.request_id or uuid4().hex}"
         self.created = int(time.time())
 
     def prepare(self) -> None:
@@ -72,6 +73,11 @@ class ChatHandler:
             limit=service.prompt_limit,
             add_special_tokens=fields.add_special_tokens,
             param="messages",
+            keep_last=kept_tokens(
+                fields.truncate_prompt_tokens,
+                fields.max_completion_tokens or fields.max_tokens,
+                service.context,
+            ),
         )
         params = sampling_params(
             fields,
@@ -79,6 +85,7 @@ class ChatHandler:
             service.defaults,
             max_tokens=self._max_tokens(len(ids)),
             logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+            prompt_logprobs=fields.prompt_logprobs,
         )
         for n in range(fields.n):
             choice = Choice(
@@ -116,7 +123,11 @@ class ChatHandler:
         ]
         usage = usage_of(self.jobs, self.fields.n)
         model = self.service.model_name
-        return msgspec.json.encode(ChatCompletion(self.id, self.created, model, choices, usage))
+        answer = ChatCompletion(self.id, self.created, model, choices, usage)
+        if (count := self.fields.prompt_logprobs) is not None:
+            found = self.jobs[0].choice.prompt_logprobs
+            answer.prompt_logprobs = prompt_logprobs(found, self.service.tokenizer, count)
+        return msgspec.json.encode(answer)
 
     async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
         """Chunks. A choice's role comes in the same write as its first token."""
@@ -153,7 +164,12 @@ class ChatHandler:
     def _logprobs(self, entries: Any) -> ChatLogprobs | None:
         if not self.fields.logprobs:
             return None
-        return chat_logprobs(entries, self.service.tokenizer, self.fields.top_logprobs or 0)
+        return chat_logprobs(
+            entries,
+            self.service.tokenizer,
+            self.fields.top_logprobs or 0,
+            as_ids=self.fields.return_tokens_as_token_ids,
+        )
 
 
 def check(fields: ChatRequest) -> None:

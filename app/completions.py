@@ -17,8 +17,14 @@ from app.body import parse_request, read_body
 from app.choice import Choice
 from app.errors import ApiError
 from app.generation import Generation, Job
-from app.logprobs import CompletionLogprobs, Entry, completion_logprobs
-from app.prompts import Prompt, split_prompts, tokenize
+from app.logprobs import (
+    CompletionLogprobs,
+    Entry,
+    PromptLogprobs,
+    completion_logprobs,
+    prompt_logprobs,
+)
+from app.prompts import Prompt, kept_tokens, split_prompts, tokenize
 from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.schemas.completions import REFUSED, CompletionRequest
 from app.service import Service
@@ -36,6 +42,7 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
     stop_reason: str | int | None
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct):
@@ -57,10 +64,14 @@ class Echo:
         self._ids = ids
         self._decoder = TextDecoder(tokenizer, (), skip_special_tokens=skip)
 
-    def entries(self, choice: Choice) -> list[Entry]:
-        """One entry per prompt token; nothing predicts the first."""
+    def entries(self, choice: Choice, count: int) -> list[Entry]:
+        """One entry per prompt token with `count` likeliest; nothing predicts the first."""
         result, offset = [], 0
-        for token, logprobs in zip(self._ids, [None, *choice.prompt_logprobs], strict=True):
+        found = [
+            msgspec.structs.replace(logprobs, top=logprobs.top[:count])
+            for logprobs in choice.prompt_logprobs
+        ]
+        for token, logprobs in zip(self._ids, [None, *found], strict=True):
             result.append(Entry(min(offset, len(self.text)), token, logprobs))
             offset += len(self._decoder.feed((token,)))
         return result
@@ -75,7 +86,7 @@ class CompletionHandler:
         self.samples = fields.best_of or fields.n
         self.echoes: list[Echo] = []
         self.jobs: list[Job] = []
-        self.id = f"cmpl-{uuid4().hex}"
+        self.id = f"cmpl-{fields.request_id or uuid4().hex}"
         self.created = int(time.time())
 
     def prepare(self) -> None:
@@ -85,6 +96,8 @@ class CompletionHandler:
         prompts = split_prompts(fields.prompt)
         # Before anything is made for each: a body of 16 MiB can ask for 500 million.
         service.admission.check_count(len(prompts) * self.samples)
+        wanted = DEFAULT_MAX_TOKENS if fields.max_tokens is None else fields.max_tokens
+        kept = kept_tokens(fields.truncate_prompt_tokens, wanted, service.context)
         for i, prompt in enumerate(prompts):
             ids = tokenize(
                 prompt,
@@ -93,6 +106,7 @@ class CompletionHandler:
                 limit=service.prompt_limit,
                 add_special_tokens=fields.add_special_tokens,
                 param="prompt" if len(prompts) == 1 else f"prompt[{i}]",
+                keep_last=kept,
             )
             self._add_jobs(prompt, ids, stops)
 
@@ -113,7 +127,7 @@ class CompletionHandler:
             service.defaults,
             max_tokens=max_tokens,
             logprobs=0 if wants_score else fields.logprobs,
-            prompt_logprobs=fields.logprobs if fields.echo else None,
+            prompt_logprobs=self._prompt_logprobs(),
         )
         echo = Echo(prompt, ids, tokenizer, fields.skip_special_tokens)
         for n in range(self.samples):
@@ -131,6 +145,11 @@ class CompletionHandler:
             self.echoes.append(echo)
             self.jobs.append(Job(ids, nth_sample(params, n), choice))
 
+    def _prompt_logprobs(self) -> int | None:
+        echoed = self.fields.logprobs if self.fields.echo else None
+        asked = [n for n in (echoed, self.fields.prompt_logprobs) if n is not None]
+        return max(asked, default=None)
+
     async def run(self, generation: Generation) -> bytes:
         """The whole response as JSON."""
         results = await generation.collect()
@@ -140,9 +159,11 @@ class CompletionHandler:
             text, entries = self._with_echo(index, result.text, result.entries)
             finish = self.jobs[index].choice.finish
             logprobs = self._logprobs(entries)
-            choices.append(
-                CompletionChoice(len(choices), text, logprobs, finish, result.stop_reason)
-            )
+            choice = CompletionChoice(len(choices), text, logprobs, finish, result.stop_reason)
+            if (count := self.fields.prompt_logprobs) is not None:
+                found = self.jobs[index].choice.prompt_logprobs
+                choice.prompt_logprobs = prompt_logprobs(found, self.service.tokenizer, count)
+            choices.append(choice)
         usage = usage_of(self.jobs, self.samples)
         model = self.service.model_name
         return msgspec.json.encode(Completion(self.id, self.created, model, choices, usage))
@@ -197,13 +218,14 @@ class CompletionHandler:
             return text, entries
         echo = self.echoes[index]
         if self.fields.logprobs is not None:
-            entries = echo.entries(self.jobs[index].choice) + entries
+            entries = echo.entries(self.jobs[index].choice, self.fields.logprobs) + entries
         return echo.text + text, entries
 
     def _logprobs(self, entries: Any) -> CompletionLogprobs | None:
         if self.fields.logprobs is None:
             return None
-        return completion_logprobs(list(entries), self.service.tokenizer)
+        as_ids = self.fields.return_tokens_as_token_ids
+        return completion_logprobs(list(entries), self.service.tokenizer, as_ids=as_ids)
 
 
 def check(fields: CompletionRequest) -> None:

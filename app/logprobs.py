@@ -43,15 +43,30 @@ class CompletionLogprobs(msgspec.Struct):
     text_offset: list[int] = []
 
 
-def chat_logprobs(entries: list[Entry], tokenizer: Tokenizer, count: int) -> ChatLogprobs:
+class PromptLogprob(msgspec.Struct):
+    """As vLLM has it, keyed by token id."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+def chat_logprobs(
+    entries: list[Entry], tokenizer: Tokenizer, count: int, *, as_ids: bool = False
+) -> ChatLogprobs:
     """The `logprobs` object of a chat choice; `count` is the request's `top_logprobs`.
 
-    The sampled token is among the listed ones, unless none are wanted.
+    The sampled token is among the listed ones, unless none are wanted. `as_ids`: tokens are named
+    by their ids.
     """
 
     def top(token: int, logprob: float) -> ChatTop:
         data = tokenizer.token_bytes(token)
-        return ChatTop(data.decode(errors="replace"), max(logprob, _LOWEST), list(data))
+        name = _id_name(token) if as_ids else data.decode(errors="replace")
+        return ChatTop(name, max(logprob, _LOWEST), list(data))
 
     def position(logprobs: TokenLogprobs) -> ChatToken:
         own = top(logprobs.token, logprobs.logprob)
@@ -61,11 +76,17 @@ def chat_logprobs(entries: list[Entry], tokenizer: Tokenizer, count: int) -> Cha
     return ChatLogprobs([position(e.logprobs) for e in entries if e.logprobs is not None])
 
 
-def completion_logprobs(entries: list[Entry], tokenizer: Tokenizer) -> CompletionLogprobs:
-    """The `logprobs` object of a completion choice. The sampled token is always listed."""
+def completion_logprobs(
+    entries: list[Entry], tokenizer: Tokenizer, *, as_ids: bool = False
+) -> CompletionLogprobs:
+    """The `logprobs` object of a completion choice. The sampled token is always listed.
+
+    `as_ids`: tokens are named by their ids.
+    """
+    name = _id_name if as_ids else tokenizer.token_text
     result = CompletionLogprobs([], [], [], [])
     for entry in entries:
-        result.tokens.append(tokenizer.token_text(entry.token))
+        result.tokens.append(name(entry.token))
         result.text_offset.append(entry.offset)
         if entry.logprobs is None:
             result.token_logprobs.append(None)
@@ -75,9 +96,27 @@ def completion_logprobs(entries: list[Entry], tokenizer: Tokenizer) -> Completio
         listed: dict[str, float] = {}
         for token, logprob in _with_sampled(entry.logprobs):
             # Several tokens may share a text (pieces of characters): the likeliest keeps it.
-            listed.setdefault(tokenizer.token_text(token), max(logprob, _LOWEST))
+            listed.setdefault(name(token), max(logprob, _LOWEST))
         result.top_logprobs.append(listed)
     return result
+
+
+def prompt_logprobs(found: list[TokenLogprobs], tokenizer: Tokenizer, count: int) -> PromptLogprobs:
+    """Of each prompt token itself and the `count` likeliest; nothing predicts the first."""
+
+    def position(logprobs: TokenLogprobs) -> dict[str, PromptLogprob]:
+        ranked = [(rank, *pair) for rank, pair in enumerate(logprobs.top[:count], 1)]
+        own = (logprobs.rank, logprobs.token, logprobs.logprob)
+        return {
+            str(token): PromptLogprob(max(logprob, _LOWEST), rank, tokenizer.token_text(token))
+            for rank, token, logprob in (own, *ranked)
+        }
+
+    return [None, *map(position, found)]
+
+
+def _id_name(token: int) -> str:
+    return f"token_id:{token}"
 
 
 def _with_sampled(logprobs: TokenLogprobs) -> list[tuple[int, float]]:

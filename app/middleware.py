@@ -32,7 +32,8 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                # A request's body may have named another one.
+                MutableHeaders(scope=message)["x-request-id"] = scope["state"]["request_id"]
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from app.errors import ApiError
@@ -54,20 +54,25 @@ def tokenize(
     limit: int,
     add_special_tokens: bool,
     param: str,
+    keep_last: int | None = None,
 ) -> list[int]:
     """Token ids of a prompt; ids are used exactly as given.
 
-    `limit` is the most tokens a prompt may have. Raises `ApiError` naming `param`.
+    `limit` is the most tokens a prompt may have; with `keep_last`, of a longer one only so many
+    last ones are used. Raises `ApiError` naming `param`.
     """
     if isinstance(prompt, str):
+        bound = limit if keep_last is None else len(prompt)
         try:
-            ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens, limit=limit)
+            ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens, limit=bound)
         except PromptTooLongError:
             raise too_long(param, limit) from None
     else:
         ids = prompt
-        if len(ids) <= limit:
+        if len(ids) <= limit or keep_last is not None:
             check_token_ids(ids, vocab_size, param)
+    if keep_last is not None:
+        ids = ids[-keep_last:]
     if not ids:
         raise _bad(param, "the prompt has no tokens")
     if len(ids) > limit:
@@ -75,10 +80,22 @@ def tokenize(
     return ids
 
 
-def check_token_ids(ids: list[int], vocab_size: int, param: str) -> None:
+def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
     """Raises `ApiError` for one that the model does not have."""
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         raise _bad(param, f"token ids must be at least 0 and less than {vocab_size}")
+
+
+def kept_tokens(truncate: int | None, max_tokens: int | None, context: int) -> int | None:
+    """How many last tokens of a prompt to use, None: all. -1 asks for what fits the context.
+
+    Raises `ApiError` for a request to keep nothing.
+    """
+    if truncate == 0:
+        raise _bad("truncate_prompt_tokens", "must be at least 1, or -1 for what fits")
+    if truncate == -1:
+        return max(context - max(max_tokens or 1, 1), 1)
+    return truncate
 
 
 def too_long(param: str, limit: int, length: int | None = None) -> ApiError:

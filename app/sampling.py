@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from app.errors import ApiError
+from app.prompts import check_token_ids
 from app.schemas.common import GenerationFields
 from app.template import read_json
 from batching.core.types import SamplingParams
@@ -83,12 +84,9 @@ def sampling_params(
     """Parameters of the first sample; the others differ by seed (`nth_sample`)."""
     vocab_size = capabilities.vocab_size
     stop_tokens = tuple(fields.stop_token_ids or ())
-    if not all(0 <= token < vocab_size for token in stop_tokens):
-        raise ApiError(
-            f"stop_token_ids: token ids must be at least 0 and less than {vocab_size}",
-            param="stop_token_ids",
-            code="invalid_value",
-        )
+    allowed = tuple(fields.allowed_token_ids or ())
+    check_token_ids(stop_tokens, vocab_size, "stop_token_ids")
+    check_token_ids(allowed, vocab_size, "allowed_token_ids")
     if fields.min_tokens > max_tokens:
         raise ApiError(
             f"min_tokens: {fields.min_tokens} is more than the most tokens allowed ({max_tokens})",
@@ -97,6 +95,12 @@ def sampling_params(
         )
     if not fields.ignore_eos:
         stop_tokens = tuple(dict.fromkeys((*capabilities.eos_token_ids, *stop_tokens)))
+    if fields.min_tokens and allowed and set(allowed) <= set(stop_tokens):
+        raise ApiError(
+            "allowed_token_ids: with min_tokens, one must be no end token",
+            param="allowed_token_ids",
+            code="invalid_value",
+        )
     return SamplingParams(
         max_tokens=max(max_tokens, 1),
         temperature=_or(fields.temperature, defaults.temperature),
@@ -109,6 +113,7 @@ def sampling_params(
         frequency_penalty=fields.frequency_penalty,
         repetition_penalty=_or(fields.repetition_penalty, defaults.repetition_penalty),
         logit_bias=_logit_bias(fields.logit_bias or {}, vocab_size),
+        allowed_token_ids=allowed,
         stop_token_ids=stop_tokens,
         min_tokens=fields.min_tokens,
         logprobs=logprobs,

@@ -31,7 +31,11 @@ class UsageOption:
 
 
 def check_stream_options(fields: GenerationFields) -> None:
-    """Raises `ApiError` for options of a stream that is not asked for."""
+    """Raises `ApiError` for options of a stream that is not asked for, and the other way round."""
+    if fields.stream and fields.prompt_logprobs is not None:
+        raise ApiError(
+            "prompt_logprobs: cannot be streamed", param="prompt_logprobs", code="invalid_value"
+        )
     if fields.stream_options is not None and not fields.stream:
         raise ApiError(
             "stream_options: only allowed when stream is true",

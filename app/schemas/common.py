@@ -10,6 +10,8 @@ from msgspec import Meta
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+# It becomes a header: visible ASCII, and nothing behind it (`$` would let a line break pass).
+RequestId = Annotated[str, Meta(pattern=r"^[!-~]{1,200}(?![\s\S])")]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -36,6 +38,7 @@ class GenerationFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     frequency_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     logit_bias: dict[str, Bias] | None = None
+    allowed_token_ids: Annotated[list[int], Meta(min_length=1)] | None = None
 
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -43,6 +46,10 @@ class GenerationFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     ignore_eos: bool = False
     min_tokens: Natural = 0
     skip_special_tokens: bool = True
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    return_tokens_as_token_ids: bool = False
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    request_id: RequestId | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Annotated[str, Meta(min_length=1)] | None = None
 
@@ -76,14 +83,10 @@ REFUSED_COMMON = {
     "use_beam_search": "beam search is not supported",
     "length_penalty": "beam search is not supported",
     "early_stopping": "beam search is not supported",
-    "allowed_token_ids": "not supported; use logit_bias",
     "bad_words": "not supported; use logit_bias",
     "logits_processors": "not supported",
-    "prompt_logprobs": "not supported; use echo and logprobs of /v1/completions",
-    "truncate_prompt_tokens": "not supported; shorten the prompt",
+    "truncation_side": "not supported; truncate_prompt_tokens keeps the end",
     "return_token_ids": "not supported",
-    "return_tokens_as_token_ids": "not supported",
-    "request_id": "not supported; send an X-Request-Id header",
     "kv_transfer_params": "not supported",
     "vllm_xargs": "not supported",
     "guided_json": _NO_GRAMMAR,

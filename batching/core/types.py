@@ -35,6 +35,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0  # 1 is off; counts prompt and generated tokens
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
+    allowed_token_ids: tuple[int, ...] = ()  # when not empty, no other token is generated
     stop_token_ids: tuple[int, ...] = ()  # includes the model's end tokens unless `ignore_eos`
     min_tokens: int = 0  # stop tokens are banned until this many tokens were generated
     logprobs: int | None = None  # None: none. k >= 0: the sampled token's and the k most likely

@@ -10,7 +10,7 @@ import torch
 from batching.core.types import SamplingParams, SlotInit
 from batching.worker.noise import draw_keys
 from batching.worker.penalty_state import PenaltyState
-from batching.worker.sampling import Bias, Draws, Penalties, SamplingInputs
+from batching.worker.sampling import Bias, Draws, Penalties, Restriction, SamplingInputs
 
 GREEDY_BELOW = 1e-5  # temperatures under which sampling is greedy
 
@@ -21,6 +21,7 @@ class _Slot:
 
     params: SamplingParams
     prompt_length: int
+    banned: torch.Tensor | None = None  # bool [vocab]
 
     def __post_init__(self) -> None:
         p = self.params
@@ -30,7 +31,9 @@ class _Slot:
             p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0
         )
         self.is_biased = bool(p.logit_bias) or (p.min_tokens > 0 and bool(p.stop_token_ids))
-        self.is_plain = not (self.is_random or self.is_penalised or self.is_biased)
+        self.is_plain = not (
+            self.is_random or self.is_penalised or self.is_biased or p.allowed_token_ids
+        )
 
 
 class SamplerState:
@@ -46,7 +49,7 @@ class SamplerState:
 
     def begin(self, init: SlotInit) -> None:
         """Replace what was known of the slot."""
-        slot = _Slot(init.params, init.prompt_length)
+        slot = _Slot(init.params, init.prompt_length, self._banned(init.params))
         self._slots[init.slot] = slot
         if slot.is_penalised:
             self._penalties.begin(init)
@@ -68,7 +71,12 @@ class SamplerState:
         free = [i for i, s in enumerate(states) if s.is_random and not s.is_limited]
         limited = [i for i, s in enumerate(states) if s.is_random and s.is_limited]
         draws = tuple(self._draws(rows, states, ends) for rows in (free, limited) if rows)
-        return SamplingInputs(self._penalty_inputs(slots, states), self._bias(states, ends), draws)
+        return SamplingInputs(
+            self._penalty_inputs(slots, states),
+            self._bias(states, ends),
+            self._restriction(states),
+            draws,
+        )
 
     def record(self, tokens: torch.Tensor) -> None:
         """Count the tokens, int64 [n], just sampled for the rows of the last `inputs`."""
@@ -114,6 +122,19 @@ class SamplerState:
         if not rows:
             return None
         return Bias(self._index(rows), self._index(tokens), self._floats(values))
+
+    def _banned(self, params: SamplingParams) -> torch.Tensor | None:
+        if not params.allowed_token_ids:
+            return None
+        banned = torch.ones(self._vocab_size, dtype=torch.bool, device=self._device)
+        banned[list(params.allowed_token_ids)] = False
+        return banned
+
+    def _restriction(self, states: list[_Slot]) -> Restriction | None:
+        banned = {i: s.banned for i, s in enumerate(states) if s.banned is not None}
+        if not banned:
+            return None
+        return Restriction(self._index(list(banned)), torch.stack(list(banned.values())))
 
     def _draws(self, rows: list[int], states: list[_Slot], ends: Sequence[int]) -> Draws:
         params = [states[i].params for i in rows]

@@ -48,6 +48,14 @@ class Bias:
 
 
 @dataclass
+class Restriction:
+    """Rows [r] that may not become some tokens: `banned` bool [r, vocab]."""
+
+    rows: torch.Tensor
+    banned: torch.Tensor
+
+
+@dataclass
 class Draws:
     """Rows to sample at a temperature, all [r]. `top_k` etc. are None if no row limits them so."""
 
@@ -78,16 +86,19 @@ class SamplingInputs:
 
     penalties: Penalties | None = None
     bias: Bias | None = None
+    restriction: Restriction | None = None
     draws: tuple[Draws, ...] = ()
 
 
 def sample(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
-    """Next tokens int64 [n]. Applies penalties and bias to `logits` float32 [n, vocab] in place."""
+    """Next tokens int64 [n]. Changes `logits` float32 [n, vocab] in place by all but draws."""
     if inputs.penalties is not None:
         apply_penalties(logits, inputs.penalties)
     if inputs.bias is not None:
         index = (inputs.bias.rows, inputs.bias.tokens)
         logits.index_put_(index, inputs.bias.values, accumulate=True)
+    if (limits := inputs.restriction) is not None:
+        logits[limits.rows] = logits[limits.rows].masked_fill(limits.banned, -torch.inf)
     if sum(len(draws.rows) for draws in inputs.draws) < len(logits):
         tokens = logits.argmax(dim=-1)
     else:

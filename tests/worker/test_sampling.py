@@ -137,6 +137,20 @@ def test_logit_bias_adds() -> None:
     assert logits[0, 7] == 100 and logits[0, 8] == -100 and logits[0].count_nonzero() == 2
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_only_allowed_tokens_are_generated(temperature: float) -> None:
+    """Whatever the others' logits are; rows beside are left alone."""
+    free = params(temperature=0.0)
+    p = params(temperature=temperature, allowed_token_ids=(3, 9), logit_bias=((5, 100.0),))
+    state = state_of(free, p)
+    rows = [
+        sample(LOGITS.repeat(2, 1), state.inputs([0, 1], [i, i])).tolist() for i in range(1, 50)
+    ]
+    first, second = zip(*rows, strict=True)
+    assert set(first) == {int(LOGITS.argmax())}
+    assert set(second) == ({3, 9} if temperature else {max((3, 9), key=lambda i: LOGITS[i])})
+
+
 def test_stop_tokens_are_banned_until_min_tokens() -> None:
     best = int(LOGITS.argmax())
     p = params(temperature=0.0, stop_token_ids=(best, 3), min_tokens=2)
