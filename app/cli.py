@@ -14,6 +14,7 @@ usage: slipstream COMMAND [flags]
 
   serve [MODEL]   serve a model over HTTP (default: the built-in model)
   bench           measure an OpenAI-style server
+  compare A B     what changed between two results; fails on a regression
   --version       print the version
 
 `slipstream COMMAND --help` lists a command's flags."""
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from loadtest.cli import main as bench
 
             return bench(rest)
+        case "compare":
+            from loadtest.compare import main as compare
+
+            return compare(rest)
         case "--version" | "-V" | "version":
             from importlib.metadata import version
 

@@ -124,14 +124,22 @@ class Client:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode() + body
 
-    async def stream(self, message: bytes) -> Outcome:
+    async def stream(self, message: bytes, *, keep_text: bool = False) -> Outcome:
         """Send a rendered request and read its event stream. Never raises for a failed request."""
-        events = EventStream()
+        return await self._ask(message, EventStream(keep_text=keep_text))
+
+    async def plain(self, message: bytes) -> Outcome:
+        """The same for a response that is one JSON body: it has no text, only `usage`."""
+        return await self._ask(message, EventStream(keep_body=True))
+
+    async def _ask(self, message: bytes, events: EventStream) -> Outcome:
         async with self._free:
             sent = self._clock()
             try:
                 async with asyncio.timeout(self._timeout):
                     sent = await self._exchange(message, events)
+                    if events.keep_body:
+                        events.close_plain()
             except TimeoutError:
                 events.error = "timeout"
             except ConnectionRefusedError:
@@ -142,13 +150,17 @@ class Client:
 
     async def get(self, path: str) -> Any:
         """A GET's JSON body. Raises `OSError` (no server) or `ValueError` (no JSON, or not 200)."""
+        return msgspec.json.decode(await self.get_bytes(path))
+
+    async def get_bytes(self, path: str) -> bytes:
+        """A GET's body. Raises `OSError` (no server) or `ValueError` (not 200)."""
         events = EventStream(keep_body=True)
         await self._exchange(
             f"GET {self._base}{path} HTTP/1.1\r\n{self._headers}\r\n".encode(), events
         )
         if events.status != 200:
             raise ValueError(f"{path} answered {events.status}")
-        return msgspec.json.decode(events.body)
+        return events.body
 
     def close(self) -> None:
         """Close all idle connections."""

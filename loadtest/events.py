@@ -56,18 +56,22 @@ class Outcome(msgspec.Struct):
     scheduled: float = 0.0  # when it should have been sent; set by the runner
     asked_input: int | None = None  # tokens in the prompt, where the client knows
     asked_output: int = 0
+    text: str = ""  # where it was asked to be kept
+    group: str = "all"
+    json_asked: bool = False  # the text should be JSON
 
 
 class EventStream:
     """Takes body bytes as they arrive; `now` is set by the connection before each feed."""
 
-    def __init__(self, keep_body: bool = False) -> None:
+    def __init__(self, keep_body: bool = False, keep_text: bool = False) -> None:
         self.now = 0.0
         self.status = 0
         self.error: str | None = None
         self.body = b""  # all of it, or with a stream the line that is not complete yet
         self._detail = b""
-        self._keep_body = keep_body
+        self.keep_body = keep_body
+        self._texts: list[str] | None = [] if keep_text else None
         self._times: list[float] = []
         self._usage: _Usage | None = None
         self._finish: str | None = None
@@ -76,7 +80,7 @@ class EventStream:
 
     def feed(self, data: bytes) -> None:
         """Handle body bytes, however they were cut."""
-        if self._keep_body or self.status != 200:
+        if self.keep_body or self.status != 200:
             self.body += data
             return
         if self.body:
@@ -100,8 +104,11 @@ class EventStream:
         if chunk.usage is not None:
             self._usage = chunk.usage
         for choice in chunk.choices:
-            if choice.text or (choice.delta is not None and choice.delta.content):
+            text = choice.text or (choice.delta and choice.delta.content)
+            if text:
                 self._times.append(self.now)
+                if self._texts is not None:
+                    self._texts.append(text)
             if choice.finish_reason is not None:
                 self._finish = choice.finish_reason
 
@@ -124,7 +131,14 @@ class EventStream:
             finish=self._finish,
             error=self.error or self._verdict(),
             detail=(self._detail or self.body)[:_DETAIL_BYTES].decode(errors="replace"),
+            text="".join(self._texts or ()),
         )
+
+    def close_plain(self) -> None:
+        """Take a complete JSON body (no event stream) for the end of the response."""
+        if self.status == 200:
+            self._event(self.body)
+            self.body, self._done, self._finish = b"", True, "stop"
 
     def _verdict(self) -> str | None:
         if self.status != 200:

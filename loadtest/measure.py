@@ -4,6 +4,8 @@
 - TPOT: (last text - first text) / (output tokens - 1), one value a request.
 - ITL: gap between consecutive events with text, one value a gap.
 - Failed requests count in `errors`, not in latencies or throughput.
+- Fairness is Jain's index over groups of the output tokens per second of e2e that a request of the
+  group got on average (failed ones none): 1 is equal, 1/n is all for one of n.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from loadtest.events import Outcome
+import msgspec
 
-PERCENTILES = (50, 90, 95, 99)
+from loadtest.events import Outcome
+from loadtest.slo import Slo, goodput, tpot, ttft
+
+PERCENTILES = (50, 90, 95, 99, 99.9)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
@@ -41,7 +46,7 @@ def distribution(values: Iterable[float]) -> dict[str, float] | None:
     }
 
 
-def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summarize(outcomes: Sequence[Outcome], slo: Slo | None = None) -> dict[str, Any]:
     """All figures of one run. Raises `ValueError` if there are no outcomes."""
     if not outcomes:
         raise ValueError("nothing was measured")
@@ -49,7 +54,7 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     seconds = max(o.ended for o in outcomes) - min(o.scheduled for o in outcomes)
     tokens_in = sum(o.input_tokens or 0 for o in good)
     tokens_out = sum(o.output_tokens or 0 for o in good)
-    return {
+    summary = {
         "seconds": seconds,
         "requests": {"sent": len(outcomes), "completed": len(good)},
         "errors": dict(Counter(o.error for o in outcomes if o.error is not None)),
@@ -68,18 +73,63 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "send_lag_ms": distribution((o.sent - o.scheduled) * 1e3 for o in outcomes),
         "disagreements": disagreements(good),
     }
+    if slo is not None:
+        summary["goodput"] = goodput(outcomes, slo, seconds)
+    return summary | _of_groups(outcomes) | _of_json(good)
+
+
+def _of_groups(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Latencies of each group and fairness between them, where there are several."""
+    groups: dict[str, list[Outcome]] = {}
+    for o in outcomes:
+        groups.setdefault(o.group, []).append(o)
+    if len(groups) < 2:
+        return {}
+    figures: dict[str, dict[str, Any]] = {
+        name: {
+            "requests": len(members),
+            "service_tokens_per_second": math.fsum(map(_service, members)) / len(members),
+            "latency_ms": _latencies([o for o in members if o.error is None]),
+        }
+        for name, members in sorted(groups.items())
+    }
+    services = [f["service_tokens_per_second"] for f in figures.values()]
+    return {"groups": figures, "fairness": jain(services)}
+
+
+def _service(outcome: Outcome) -> float:
+    seconds = outcome.ended - outcome.scheduled
+    if outcome.error is not None or seconds <= 0:
+        return 0.0
+    return (outcome.output_tokens or 0) / seconds
+
+
+def jain(shares: Sequence[float]) -> float | None:
+    """Jain's fairness index; None if nobody got anything."""
+    squares = math.fsum(x * x for x in shares)
+    return math.fsum(shares) ** 2 / (len(shares) * squares) if squares else None
+
+
+def _of_json(good: Sequence[Outcome]) -> dict[str, Any]:
+    asked = [o for o in good if o.json_asked]
+    if not asked:
+        return {}
+    return {"json": {"asked": len(asked), "valid": sum(_is_json(o.text) for o in asked)}}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _latencies(good: Sequence[Outcome]) -> dict[str, dict[str, float] | None]:
-    with_text = [o for o in good if o.chunk_times]
     return {
-        "ttft": distribution((o.chunk_times[0] - o.scheduled) * 1e3 for o in with_text),
-        "tpot": distribution(
-            (o.chunk_times[-1] - o.chunk_times[0]) / (o.output_tokens - 1) * 1e3
-            for o in with_text
-            if o.output_tokens is not None and o.output_tokens > 1
-        ),
-        "itl": distribution((b - a) * 1e3 for o in with_text for a, b in pairwise(o.chunk_times)),
+        "ttft": distribution(s * 1e3 for s in map(ttft, good) if s is not None),
+        "tpot": distribution(s * 1e3 for s in map(tpot, good) if s is not None),
+        "itl": distribution((b - a) * 1e3 for o in good for a, b in pairwise(o.chunk_times)),
         "e2e": distribution((o.ended - o.scheduled) * 1e3 for o in good),
     }
 
@@ -97,6 +147,7 @@ def disagreements(good: Iterable[Outcome]) -> dict[str, int]:
         found["finish is length before the limit"] += (
             o.finish == "length" and o.output_tokens < o.asked_output
         )
+        found["JSON asked for, other text given"] += o.json_asked and not _is_json(o.text)
         found["prompt tokens differ from those sent"] += (
             o.asked_input is not None and o.input_tokens != o.asked_input
         )

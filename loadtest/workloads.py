@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 COMPLETIONS = "/v1/completions"
 
 # The lowest ids are special tokens and single bytes in most vocabularies.
-_FIRST_ORDINARY_TOKEN = 300
+FIRST_ORDINARY_TOKEN = 300
 
-_WORDS = (
+WORDS = (
     "time year people way day man thing woman life child world school state family student group "
     "country problem hand part place case week company system program question work government "
     "number night point home water room mother area money story fact month lot right study book "
@@ -46,8 +46,8 @@ class Workload:
     def __post_init__(self) -> None:
         if self.prefix_tokens >= self.input_tokens:
             raise ValueError("the shared prefix must be shorter than the input")
-        if self.vocab_size <= _FIRST_ORDINARY_TOKEN:
-            raise ValueError(f"the vocabulary must have more than {_FIRST_ORDINARY_TOKEN} tokens")
+        if self.vocab_size <= FIRST_ORDINARY_TOKEN:
+            raise ValueError(f"the vocabulary must have more than {FIRST_ORDINARY_TOKEN} tokens")
 
     def generate(self, count: int, seed: int) -> list[tuple[Prompt, int]]:
         """`count` pairs of prompt and output tokens. Equal seeds give equal pairs."""
@@ -70,8 +70,8 @@ class Workload:
 
     def _form(self, source: random.Random) -> tuple[Callable[[], int | str], Callable[..., Prompt]]:
         if self.form == "words":
-            return (lambda: source.choice(_WORDS)), " ".join
-        return (lambda: source.randrange(_FIRST_ORDINARY_TOKEN, self.vocab_size)), list
+            return (lambda: source.choice(WORDS)), " ".join
+        return (lambda: source.randrange(FIRST_ORDINARY_TOKEN, self.vocab_size)), list
 
 
 def completion_body(
@@ -86,7 +86,16 @@ def completion_body(
 
     With `ignore_eos`, which OpenAI's API does not have, the output has exactly `max_tokens`.
     """
-    body: dict[str, object] = {
+    return msgspec.json.encode(
+        completion_fields(model, prompt, max_tokens, temperature, ignore_eos)
+    )
+
+
+def completion_fields(
+    model: str, prompt: Prompt | None, max_tokens: int, temperature: float, ignore_eos: bool
+) -> dict[str, Any]:
+    """The body of `completion_body` as a value; without a prompt, that of a chat but messages."""
+    body: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
         "max_tokens": max_tokens,
@@ -94,7 +103,9 @@ def completion_body(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if prompt is None:
+        del body["prompt"]
     if ignore_eos:
         # Without the second, end tokens in the middle would be tokens that show no text.
         body |= {"ignore_eos": True, "skip_special_tokens": False}
-    return msgspec.json.encode(body)
+    return body

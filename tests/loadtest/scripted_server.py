@@ -32,7 +32,8 @@ class ManualClock:
 class Reply:
     """What a script writes to one request."""
 
-    def __init__(self, writer: asyncio.StreamWriter, clock: ManualClock) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, clock: ManualClock, path: str = "") -> None:
+        self.path = path
         self._writer = writer
         self._clock = clock
 
@@ -103,8 +104,9 @@ class Server:
                 )
                 body = await reader.readexactly(int(fields.get("content-length", 0)))
                 request = json.loads(body) if body else {}
-                self.requests.append((head.split()[1], request))
-                await self._script(request, Reply(writer, self._clock))
+                path = head.split()[1]
+                self.requests.append((path, request))
+                await self._script(request, Reply(writer, self._clock, path))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
