@@ -166,6 +166,29 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     timing: Timing | None = None
 
 
+class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One text to be turned into numbers, all at once: an embedding, or a classifier's logits.
+
+    Texts of one API call share `call`; calls take turns. `second` is where the second text of a
+    pair begins, for models that tell the two apart.
+    """
+
+    id: str
+    call: str
+    tokens: list[int]
+    arrival: float
+    second: int | None = None
+
+
+class PoolResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The numbers of one `PoolRequest`, as little-endian float32, and when it was computed."""
+
+    id: str
+    values: bytes
+    scheduled: float
+    finished: float
+
+
 class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     """The scheduler's gauges and running totals after a step. Totals only grow."""
 

@@ -28,10 +28,15 @@ SIMULATED_BLOCKS = 65_536  # a pool that is never the limit
 
 def main(fd: int) -> int:
     """Run the engine on an inherited socket. Returns the process's exit code."""
+    return run_child(fd, _serve)
+
+
+def run_child(fd: int, serve: Callable[[ChildChannel], None]) -> int:
+    """Call `serve`, and tell the front end why it ended unless that is gone itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front end's to handle
     channel = ChildChannel(socket.socket(fileno=fd))
     try:
-        _serve(channel)
+        serve(channel)
     except ChannelClosed:
         return 0
     except Exception as error:

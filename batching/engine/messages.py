@@ -3,13 +3,16 @@
 The parent sends `Configure` once, then any number of `Submit`. The child sends `Progress` while
 it starts, one `Ready`, then one `StepOutput` per step (and per idle second, as a heartbeat), or
 one `Failed` before it exits. `Starting` precedes a step that may be the child's last.
+
+A pooling child says `PoolReady` and `PoolOutput` instead, and is sent `PoolSubmit`.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from batching.core.types import EngineStats, Request, TokenEvent
+from batching.core.types import EngineStats, PoolRequest, PoolResult, Request, TokenEvent
+from batching.worker.pool_protocol import PoolCapabilities
 from batching.worker.protocol import Capabilities
 
 
@@ -59,6 +62,26 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     stats: EngineStats
 
 
+class PoolSubmit(msgspec.Struct, frozen=True, tag="pool_submit", omit_defaults=True):
+    """New texts and ids of texts that nobody waits for any more."""
+
+    requests: list[PoolRequest] = []
+    aborts: list[str] = []
+
+
+class PoolReady(msgspec.Struct, frozen=True, tag="pool_ready"):
+    """The pooling engine serves from now on."""
+
+    capabilities: PoolCapabilities
+
+
+class PoolOutput(msgspec.Struct, frozen=True, tag="pool_output"):
+    """The results of one batch, or none as a heartbeat. A batch counts as a step."""
+
+    results: list[PoolResult]
+    stats: EngineStats
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The child cannot go on. `refused` means a clear user error (no traceback to show)."""
 
@@ -66,5 +89,5 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     refused: bool = False
 
 
-ToEngine = Configure | Submit
-FromEngine = Progress | Ready | Starting | StepOutput | Failed
+ToEngine = Configure | Submit | PoolSubmit
+FromEngine = Progress | Ready | Starting | StepOutput | PoolReady | PoolOutput | Failed

@@ -16,12 +16,15 @@ from batching.engine.messages import (
     Configure,
     Failed,
     FromEngine,
+    PoolOutput,
+    PoolReady,
     Ready,
     Starting,
     StepOutput,
     ToEngine,
 )
 from batching.engine.stream import EngineStartError
+from batching.worker.pool_protocol import PoolCapabilities
 from batching.worker.protocol import Capabilities
 from config.child_environment import child_environment
 from config.settings import EngineSettings
@@ -53,7 +56,7 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
         loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[Capabilities] = loop.create_future()
+        self._ready: asyncio.Future[Capabilities | PoolCapabilities] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._last_words: str | None = None
         self.killed = False  # after `watch`: a SIGKILL that was not ours ended the child
@@ -66,7 +69,7 @@ class EngineProcess:
         """The child's process id."""
         return None if self._process is None else self._process.pid
 
-    async def start(self, timeout: float | None = None) -> Capabilities:
+    async def start(self, timeout: float | None = None) -> Capabilities | PoolCapabilities:
         """Launch and wait until the child serves. Raises `EngineStartError`; nothing is left."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
@@ -164,7 +167,7 @@ class EngineProcess:
         """Handle one message of the child (called by the link)."""
         self._silence = 0.0
         match message:
-            case Ready():
+            case Ready() | PoolReady():
                 if not self._ready.done():
                     self._ready.set_result(message.capabilities)
             case Failed():
@@ -174,7 +177,7 @@ class EngineProcess:
                 if not message.familiar:
                     patience = max(patience, self._settings.step_timeout_s)
                 self._announced[message.step] = patience
-            case StepOutput() if self._announced:
+            case StepOutput() | PoolOutput() if self._announced:
                 done = message.stats.steps
                 self._announced = {s: t for s, t in self._announced.items() if s >= done}
         self._receive(message)

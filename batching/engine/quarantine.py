@@ -17,8 +17,7 @@ few steps each:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-from batching.engine.open_request import OpenRequest
+from typing import Generic, Protocol, TypeVar
 
 # More than a prefill and a few decode steps, so that a fault in any kind of step shows.
 PROVEN_TOKENS = 8
@@ -27,13 +26,32 @@ _KILLED_STRIKE = 1  # half the evidence: somebody from outside, or the kernel fo
 _SUSPECT_STRIKES = 2 * _STRIKE
 
 
-class Quarantine:
-    """Accuses, tries and acquits requests. Knows neither the engine nor the time."""
+class Accusable(Protocol):
+    """What must be known of an open request to judge it."""
+
+    sent: bool  # the present engine has it
+    admitted: bool  # and computed, or was about to compute, some of it
+    gained: int  # tokens that the present engine generated
+    strikes: int  # deaths in a row that it may have caused
+    crashes: int  # engines that failed by themselves while they computed it
+
+    @property
+    def id(self) -> str: ...
+
+
+Open = TypeVar("Open", bound=Accusable)
+
+
+class Quarantine(Generic[Open]):
+    """Accuses, tries and acquits requests. Knows neither the engine nor the time.
+
+    A text to embed has no tokens to prove itself with: it is acquitted by its end.
+    """
 
     def __init__(self) -> None:
-        self._suspects: dict[str, OpenRequest] = {}  # the first is, or will next be, on trial
+        self._suspects: dict[str, Open] = {}  # the first is, or will next be, on trial
 
-    def engine_died(self, sent: Iterable[OpenRequest], killed: bool) -> OpenRequest | None:
+    def engine_died(self, sent: Iterable[Open], killed: bool) -> Open | None:
         """Who of the requests `sent` to the dead engine is guilty of its death, if anybody.
 
         `killed`: the engine did not fail by itself, a SIGKILL ended it.
@@ -55,22 +73,22 @@ class Quarantine:
             return self._suspects.pop(accused[0].id)
         return None
 
-    def may_go(self, waiting: Sequence[OpenRequest]) -> Sequence[OpenRequest]:
+    def may_go(self, waiting: Sequence[Open]) -> Sequence[Open]:
         """Which of the requests that no engine has may be sent to one now."""
         if not self._suspects:
             return waiting
         first = next(iter(self._suspects.values()))
         return () if first.sent else (first,)
 
-    def acquit(self, request: OpenRequest) -> bool:
+    def acquit(self, request: Open) -> bool:
         """Drop the suspicion if the request is proven. Returns whether a trial has ended."""
         return _proven(request) and self.forget(request)
 
-    def forget(self, request: OpenRequest) -> bool:
+    def forget(self, request: Open) -> bool:
         """The request has ended. Returns whether that ends a trial."""
         return self._suspects.pop(request.id, None) is not None
 
 
-def _proven(request: OpenRequest) -> bool:
+def _proven(request: Accusable) -> bool:
     """Whether the engine served it long enough; longer each time that did not keep it alive."""
     return request.gained >= PROVEN_TOKENS << max(0, request.crashes - 2)

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from batching.worker.device import has_fast_bfloat16
 from batching.worker.model import ATTENTION_NAME
+from batching.worker.pool_protocol import PoolConfig
 from batching.worker.probe import refuse_by_config
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
 
@@ -28,29 +29,53 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
         model_config = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-        refuse_by_config(model_config, model_config.get_text_config(decoder=True))
-        dtype = choose_dtype(config.dtype, model_config, device)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UnsupportedModelError(f"cannot load {config.model!r}: {error}") from error
+    refuse_by_config(model_config, model_config.get_text_config(decoder=True))
+    dtype = choose_dtype(config.dtype, model_config, device)
+    model, absent = load_weights(
+        AutoModelForCausalLM, config, model_config, progress, dtype=dtype, attention=ATTENTION_NAME
+    )
+    refuse_incomplete(config.model, absent)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_weights(
+    kind: Any,
+    config: WorkerConfig | PoolConfig,
+    model_config: Any,
+    progress: Progress,
+    *,
+    dtype: torch.dtype,
+    attention: str | None = None,
+) -> tuple[Any, list[str]]:
+    """A model made by the auto class `kind`, and the weights that its folder lacks.
+
+    `attention` None is transformers' choice. Raises `UnsupportedModelError`.
+    """
+    try:
         with _ReportedBars(progress):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = kind.from_pretrained(
                 config.model,
                 revision=config.revision,
                 config=model_config,
                 dtype=dtype,
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=None if config.allow_pickle else True,
-                attn_implementation=ATTENTION_NAME,
+                attn_implementation=attention,
                 output_loading_info=True,
             )
-    except UnsupportedModelError:
-        raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnsupportedModelError(f"cannot load {config.model!r}: {error}") from error
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    return model, sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+
+
+def refuse_incomplete(model: str, absent: list[str]) -> None:
+    """Raise `UnsupportedModelError` if there are absent weights."""
     if absent:
         raise UnsupportedModelError(
-            f"{config.model!r} lacks {len(absent)} weights of the model, such as {absent[0]}"
+            f"{model!r} lacks {len(absent)} weights of the model, such as {absent[0]}"
         )
-    return model.to(device).eval().requires_grad_(False)
 
 
 def choose_dtype(requested: str, model_config: Any, device: torch.device) -> torch.dtype:

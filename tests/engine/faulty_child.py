@@ -54,11 +54,12 @@ class FaultyWorker(SimulatedWorker):
             self._steps[sequence.slot] += 1
             fault = self._faults.get(sequence.slot)
             if fault is not None:
-                _fail(fault, self._steps[sequence.slot])
+                fail(fault, self._steps[sequence.slot])
         return super().wait(handle)
 
 
-def _fail(fault: Fault, step: int) -> None:
+def fail(fault: Fault, step: int) -> None:
+    """Bring a fault about in the step so many steps after its cause came."""
     if fault is Fault.RAISE or (fault is Fault.RAISE_LATE and step == 4):
         raise WorkerError("a kernel failed")
     if fault is Fault.OUT_OF_MEMORY:
