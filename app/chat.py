@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.answer import answer
 from app.body import parse_request, read_body
-from app.chat_prompt import check_prompt_fields, render_chat
-from app.choice import Choice
-from app.errors import ApiError
-from app.generation import Generation, Job
-from app.logprobs import ChatLogprobs, PromptLogprobs, chat_logprobs, prompt_logprobs
-from app.prompts import kept_tokens, tokenize
-from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
+from app.chat_turn import ChatTurn
+from app.choice import Delta
+from app.generation import Collected, Generation
+from app.logprobs import ChatLogprobs, Entry, PromptLogprobs, chat_logprobs, prompt_logprobs
 from app.schemas.chat import REFUSED, ChatRequest
 from app.service import Service
-from app.sse import Envelope
-from app.streaming import UsageOption, check_stream_options
+from app.sse import CONTENT, DELTA, Envelope
+from app.streaming import UsageOption
+from app.turns.parts import CallArguments, CallBegin, Part, Reasoning, Text
 from app.usage import Usage, usage_of
 
 
+class Function(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: Function
+    type: str = "function"
+
+
 class ChatMessage(msgspec.Struct):
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    # The first as most servers name it, the second as vLLM does now.
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -49,74 +63,25 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     object: str = "chat.completion"
-    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
-class ChatHandler:
+class ChatHandler(ChatTurn):
     """The checked request and everything its response is made of."""
 
     def __init__(self, service: Service, fields: ChatRequest) -> None:
-        self.service = service
-        self.fields = fields
-        self.jobs: list[Job] = []
+        super().__init__(service, fields)
         self.id = f"chatcmpl-{fields.request_id or uuid4().hex}"
         self.created = int(time.time())
-
-    def prepare(self) -> None:
-        """Render and tokenise the messages and lay out one job per choice."""
-        fields, service = self.fields, self.service
-        stops = stop_strings(fields.stop)
-        ids = tokenize(
-            render_chat(service, fields),
-            service.tokenizer,
-            vocab_size=service.capabilities.vocab_size,
-            limit=service.prompt_limit,
-            add_special_tokens=fields.add_special_tokens,
-            param="messages",
-            keep_last=kept_tokens(
-                fields.truncate_prompt_tokens,
-                fields.max_completion_tokens or fields.max_tokens,
-                service.context,
-            ),
-        )
-        params = sampling_params(
-            fields,
-            service.capabilities,
-            service.defaults,
-            max_tokens=self._max_tokens(len(ids)),
-            logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
-            prompt_logprobs=fields.prompt_logprobs,
-        )
-        for n in range(fields.n):
-            choice = Choice(
-                service.tokenizer,
-                ids,
-                stops=stops,
-                include_stop=fields.include_stop_str_in_output,
-                skip_special_tokens=fields.skip_special_tokens,
-                eos_token_ids=service.capabilities.eos_token_ids,
-                logprobs=fields.logprobs,
-            )
-            self.jobs.append(Job(ids, nth_sample(params, n), choice))
-
-    def _max_tokens(self, prompt_tokens: int) -> int:
-        newer = self.fields.max_completion_tokens
-        return resolve_max_tokens(
-            self.fields.max_tokens if newer is None else newer,
-            prompt_tokens,
-            self.service.context,
-            default=self.service.defaults.max_new_tokens,
-            param="max_tokens" if newer is None else "max_completion_tokens",
-        )
 
     async def run(self, generation: Generation) -> bytes:
         """The whole response as JSON."""
         choices = [
             ChatChoice(
                 index,
-                ChatMessage(result.text),
+                _message(result),
                 self._logprobs(result.entries),
-                self.jobs[index].choice.finish,
+                result.finish,
                 result.stop_reason,
             )
             for index, result in enumerate(await generation.collect())
@@ -137,17 +102,22 @@ class ChatHandler:
             created=self.created,
             model=self.service.model_name,
             choices=len(self.jobs),
-            chat=True,
+            around=DELTA if self.apart else CONTENT,
         )
         usage = UsageOption(self.fields.stream_options, self.jobs, self.fields.n)
         silent = set(range(len(self.jobs)))
+        waiting: dict[int, list[Entry]] = {}
         async with aclosing(generation.deltas()) as deltas:
-            async for index, (text, entries, finish, stop_reason) in deltas:
+            async for index, delta in deltas:
+                text, entries, finish, stop_reason, _ = delta
                 piece = b""
                 if silent and index in silent:
                     silent.discard(index)
                     piece = envelope.role(index, usage.suffix())
-                if text or entries or finish:
+                if self.apart:
+                    held = waiting.setdefault(index, [])
+                    piece += b"".join(self._part_chunks(envelope, index, delta, held, usage))
+                elif text or entries or finish:
                     piece += envelope.delta(
                         index,
                         text,
@@ -161,6 +131,30 @@ class ChatHandler:
         if usage.include:
             yield envelope.usage(usage.final())
 
+    def _part_chunks(
+        self, envelope: Envelope, index: int, delta: Delta, held: list[Entry], usage: UsageOption
+    ) -> Iterable[bytes]:
+        """A chunk for each part; logprobs, the `held` ones first, and the end are in the last."""
+        held += delta.entries
+        news: list[dict[str, Any]] = [_delta(part) for part in delta.parts]
+        if delta.finish and not news:
+            news = [{}]
+        for i, new in enumerate(news):
+            logprobs, finish = None, None
+            if i == len(news) - 1:
+                finish = delta.finish
+                if held:
+                    logprobs = self._logprobs(held)
+                    held.clear()
+            yield envelope.delta(
+                index,
+                new,
+                usage.suffix(),
+                logprobs=logprobs,
+                finish=finish,
+                stop_reason=delta.stop_reason,
+            )
+
     def _logprobs(self, entries: Any) -> ChatLogprobs | None:
         if not self.fields.logprobs:
             return None
@@ -172,37 +166,31 @@ class ChatHandler:
         )
 
 
-def check(fields: ChatRequest) -> None:
-    """Combinations that make no sense or are not supported. Raises `ApiError`."""
-    check_stream_options(fields)
-    if fields.top_logprobs is not None and not fields.logprobs:
-        raise _bad("top_logprobs", "only allowed when logprobs is true")
-    check_prompt_fields(fields)
-    if 0 in (fields.max_tokens, fields.max_completion_tokens):
-        name = "max_tokens" if fields.max_tokens == 0 else "max_completion_tokens"
-        raise _bad(name, "must be at least 1")
-    if fields.response_format is not None and fields.response_format.type != "text":
-        raise _bad("response_format", "only type text is supported", "unsupported_parameter")
-    _check_tools(fields)
+def _message(result: Collected) -> ChatMessage:
+    turn = result.turn
+    message = ChatMessage(turn.text)
+    if turn.calls:
+        message.tool_calls = [ToolCall(c.id, Function(c.name, c.arguments)) for c in turn.calls]
+    if turn.reasoning:
+        message.reasoning_content = message.reasoning = turn.reasoning
+    if not turn.text and (turn.calls or turn.reasoning):
+        message.content = None
+    return message
 
 
-def _check_tools(fields: ChatRequest) -> None:
-    choice = fields.tool_choice
-    if not fields.tools:
-        if choice not in (None, "none", "auto"):
-            raise _bad("tool_choice", "only none and auto are allowed without tools")
-        return
-    if choice != "none":
-        raise _bad(
-            "tool_choice",
-            "parsing tool calls is not supported; with tool_choice none the tools reach the "
-            "model and its text is returned as it is",
-            "unsupported_parameter",
-        )
-
-
-def _bad(param: str, message: str, code: str = "invalid_value") -> ApiError:
-    return ApiError(f"{param}: {message}", param=param, code=code)
+def _delta(part: Part) -> dict[str, Any]:
+    """A part as the `delta` of a chunk."""
+    match part:
+        case Text(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text, "reasoning": text}
+        case CallBegin(index, id, name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": id, "type": "function", "function": function}
+        case CallArguments(index, text):
+            call = {"index": index, "function": {"arguments": text}}
+    return {"tool_calls": [call]}
 
 
 async def create_chat_completion(service: Service, request: Request) -> Response:
@@ -210,6 +198,5 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     body = await read_body(request, service.settings.max_body_bytes)
     fields = parse_request(body, ChatRequest, REFUSED)
     service.check_model(fields.model)
-    check(fields)
     handler = ChatHandler(service, fields)
     return await answer(service, request, fields, handler, samples=fields.n, body_bytes=len(body))

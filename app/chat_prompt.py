@@ -8,6 +8,7 @@ from app.errors import ApiError
 from app.messages import template_messages
 from app.service import Service
 from app.template import RESERVED_VARIABLES, TemplateRenderError
+from app.tools import check_tools
 
 
 class PromptFields(Protocol):
@@ -35,16 +36,13 @@ def check_prompt_fields(fields: PromptFields) -> None:
         raise _bad("continue_final_message", "set add_generation_prompt to false with it")
     if clash := RESERVED_VARIABLES & set(fields.chat_template_kwargs or ()):
         raise _bad(f"chat_template_kwargs.{min(clash)}", "the server sets this variable itself")
-    for i, tool in enumerate(fields.tools or ()):
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict):
-            raise _bad(f"tools[{i}]", "expected type function and a function object")
-        if not isinstance(function.get("name"), str):
-            raise _bad(f"tools[{i}].function.name", "expected a string")
+    check_tools(fields.tools)
 
 
-def render_chat(service: Service, fields: PromptFields) -> str:
-    """The prompt's text. Raises `ApiError`."""
+def render_chat(
+    service: Service, fields: PromptFields, tools: list[dict[str, Any]] | None = None
+) -> str:
+    """The prompt's text, with these tools (None: the request's). Raises `ApiError`."""
     template = service.template
     if template is None:
         raise ApiError(
@@ -58,10 +56,11 @@ def render_chat(service: Service, fields: PromptFields) -> str:
     variables: dict[str, Any] = dict(fields.chat_template_kwargs or {})
     if fields.reasoning_effort is not None:
         variables["reasoning_effort"] = fields.reasoning_effort
+        variables.setdefault("enable_thinking", fields.reasoning_effort != "none")
     try:
         return template.render(
             messages,
-            tools=fields.tools,
+            tools=fields.tools if tools is None else tools,
             documents=fields.documents,
             add_generation_prompt=fields.add_generation_prompt,
             continue_final_message=fields.continue_final_message,

@@ -9,6 +9,7 @@ from app.errors import engine_error
 from app.logprobs import Entry
 from app.stop import StopMatcher
 from app.tokenizer import TextDecoder, Tokenizer
+from app.turns.parts import Part, Text
 from batching.core.types import FinishReason, TokenEvent, TokenLogprobs
 
 
@@ -17,13 +18,19 @@ class Delta(NamedTuple):
 
     `entries` are the logprobs of the tokens whose text begins in `text`; all of them together
     belong to all the text. `stop_reason` (as vLLM names it) is the stop string or the user's stop
-    token that ended the choice.
+    token that ended the choice. `parts` come instead of `text` where it is taken apart.
     """
 
     text: str
     entries: Sequence[Entry] = ()
     finish: str | None = None
     stop_reason: str | int | None = None
+    parts: Sequence[Part] = ()
+
+    @property
+    def news(self) -> Sequence[Part]:
+        """Parts in either case."""
+        return self.parts or ((Text(self.text),) if self.text else ())
 
 
 class Choice:
@@ -56,6 +63,7 @@ class Choice:
         self._emitted = offset  # characters given out: less, while a stop string may be coming
         self._waiting: list[Entry] = []  # entries whose text was not given out yet
         self.tokens = 0  # generated tokens, the one that ended the choice included
+        self.reasoning_tokens: int | None = None  # of these; None: the model does not reason
         self.cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.logprob_sum = 0.0

@@ -28,7 +28,7 @@ from app.prompts import Prompt, kept_tokens, split_prompts, tokenize
 from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.schemas.completions import REFUSED, CompletionRequest
 from app.service import Service
-from app.sse import Envelope
+from app.sse import TEXT, Envelope
 from app.streaming import UsageOption, check_stream_options
 from app.tokenizer import TextDecoder, Tokenizer
 from app.usage import Usage, usage_of
@@ -189,12 +189,12 @@ class CompletionHandler:
             created=self.created,
             model=self.service.model_name,
             choices=len(self.jobs),
-            chat=False,
+            around=TEXT,
         )
         usage = UsageOption(self.fields.stream_options, self.jobs, self.fields.n)
         unsent = set(range(len(self.jobs))) if self.fields.echo else set()
         async with aclosing(generation.deltas()) as deltas:
-            async for index, (text, entries, finish, stop_reason) in deltas:
+            async for index, (text, entries, finish, stop_reason, _) in deltas:
                 if unsent and index in unsent:
                     choice = self.jobs[index].choice
                     if not choice.tokens and finish is None:

@@ -15,6 +15,7 @@ from app.choice import Choice, Delta
 from app.errors import ApiError
 from app.logprobs import Entry
 from app.service import Service
+from app.turns.parts import Part, Turn
 from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
 from batching.engine.client import EngineDeadError, RequestStream
 
@@ -34,11 +35,18 @@ class Collected:
 
     texts: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    finish: str | None = None
     stop_reason: str | int | None = None
 
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+    @property
+    def turn(self) -> Turn:
+        """What a chat's model said, put together from its parts."""
+        return Turn.of(self.parts) if self.parts else Turn(self.text)
 
 
 class Generation:
@@ -133,6 +141,8 @@ class Generation:
                 result = results[index]
                 result.texts.append(delta.text)
                 result.entries += delta.entries
+                result.parts += delta.parts
+                result.finish = delta.finish
                 result.stop_reason = delta.stop_reason
         return results
 

@@ -15,8 +15,9 @@ def template_messages(messages: list[Any], *, has_developer_role: bool) -> list[
     """Check `messages` and bring them to the form of `transformers`' templates.
 
     Content parts are joined by newlines; absent content is ""; a tool call's arguments become an
-    object; `developer` is `system` where the template does not know it. Fields beyond OpenAI's
-    reach the template as they are. Raises `ApiError` naming the message.
+    object; `developer` is `system` where the template does not know it; `reasoning` is
+    `reasoning_content`. Fields beyond these reach the template as they are. Raises `ApiError`
+    naming the message.
     """
     return [
         _message(message, f"messages[{i}]", has_developer_role)
@@ -33,20 +34,23 @@ def _message(message: Any, path: str, has_developer_role: bool) -> dict[str, Any
         raise _bad(f"{path}.role", f"expected one of {', '.join(_ROLES)}")
     if role == "developer" and not has_developer_role:
         result["role"] = "system"
-    for name in ("name", "tool_call_id"):
+    if role == "assistant" and "reasoning" in result:
+        result.setdefault("reasoning_content", result.pop("reasoning"))
+    for name in ("name", "tool_call_id", "reasoning_content"):
         if not isinstance(result.get(name, ""), str):
             raise _bad(f"{path}.{name}", "expected a string")
     if "content" not in result and role != "assistant":
         raise _bad(f"{path}.content", f"a {role} message needs content")
     if "tool_call_id" not in result and role == "tool":
         raise _bad(f"{path}.tool_call_id", "a tool message needs the id of the call it answers")
-    result["content"] = _content(result.get("content", ""), f"{path}.content")
+    kinds = ("text", "refusal") if role == "assistant" else ("text",)
+    result["content"] = _content(result.get("content", ""), f"{path}.content", kinds)
     if "tool_calls" in result:
         result["tool_calls"] = _tool_calls(result["tool_calls"], f"{path}.tool_calls")
     return result
 
 
-def _content(content: Any, path: str) -> str:
+def _content(content: Any, path: str, kinds: tuple[str, ...]) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -55,11 +59,11 @@ def _content(content: Any, path: str) -> str:
     for i, part in enumerate(content):
         if not isinstance(part, dict):
             raise _bad(f"{path}[{i}]", "expected an object")
-        if part.get("type") != "text":
-            raise _bad(f"{path}[{i}].type", "only text parts are supported")
-        if not isinstance(part.get("text"), str):
-            raise _bad(f"{path}[{i}].text", "expected a string")
-        texts.append(part["text"])
+        if (kind := part.get("type")) not in kinds:
+            raise _bad(f"{path}[{i}].type", f"expected {' or '.join(kinds)}")
+        if not isinstance(part.get(kind), str):
+            raise _bad(f"{path}[{i}].{kind}", "expected a string")
+        texts.append(part[kind])
     return "\n".join(texts)
 
 
@@ -70,7 +74,11 @@ def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
 
 
 def _tool_call(call: Any, path: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or call.get("type", "function") != "function":
+        raise _bad(f"{path}.type", "expected a call of type function")
+    if not isinstance(call.get("id", ""), str):
+        raise _bad(f"{path}.id", "expected a string")
+    function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise _bad(f"{path}.function.name", "expected a string")
     arguments = function.get("arguments", "{}")

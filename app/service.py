@@ -14,6 +14,7 @@ from app.metrics import Metrics
 from app.sampling import SamplingDefaults
 from app.template import ChatTemplate, load_chat_template
 from app.tokenizer import Tokenizer, TokenizerError
+from app.turns.style import TurnStyle
 from batching.core.types import EngineStats, Request
 from batching.engine.client import RequestStream
 from batching.worker.protocol import Capabilities
@@ -44,6 +45,7 @@ class Service:
     model_name: str
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    style: TurnStyle
     defaults: SamplingDefaults
     metrics: Metrics
     admission: Admission
@@ -63,6 +65,7 @@ class Service:
         tokenizer = Tokenizer.load(folder)
         try:
             template, defaults = load_chat_template(folder), SamplingDefaults.load(folder)
+            style = TurnStyle.load(folder, template, tokenizer)
         except (ValueError, LookupError) as error:  # not JSON, not UTF-8, or not of the right type
             message = f"cannot read the chat template or generation config of {folder}: {error}"
             raise TokenizerError(message) from error
@@ -75,6 +78,7 @@ class Service:
             model_name=metrics.model_name,
             tokenizer=tokenizer,
             template=template,
+            style=style,
             defaults=defaults,
             metrics=metrics,
             admission=admission,

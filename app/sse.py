@@ -7,6 +7,7 @@ and one join. Nothing here builds a model or a dict per token.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -18,6 +19,9 @@ from batching.engine.client import EngineDeadError
 
 DONE = b"data: [DONE]\n\n"
 
+# What is around the news in a choice: the text of a completion, the text of a chat, a whole delta.
+TEXT, CONTENT, DELTA = (b'"text":', b""), (b'"delta":{"content":', b"}"), (b'"delta":', b"")
+
 _encode = msgspec.json.encode
 
 
@@ -25,11 +29,18 @@ class Envelope:
     """Renders the chunks of one response: `data: {...}` with everything but the news fixed."""
 
     def __init__(
-        self, *, id: str, object: str, created: int, model: str, choices: int, chat: bool
+        self,
+        *,
+        id: str,
+        object: str,
+        created: int,
+        model: str,
+        choices: int,
+        around: tuple[bytes, bytes],
     ) -> None:
         head = _encode({"id": id, "object": object, "created": created, "model": model})
         self._head = b"data: " + head[:-1] + b',"choices":['
-        before, self._after_text = (b'"delta":{"content":', b"}") if chat else (b'"text":', b"")
+        before, self._after_text = around
         self._prefix = [self._head + b'{"index":%d,' % index + before for index in range(choices)]
 
     def role(self, index: int, usage: bytes) -> bytes:
@@ -45,7 +56,7 @@ class Envelope:
     def delta(
         self,
         index: int,
-        text: str,
+        news: str | dict[str, Any],
         usage: bytes,
         *,
         logprobs: msgspec.Struct | None = None,
@@ -53,7 +64,7 @@ class Envelope:
         stop_reason: str | int | None = None,
     ) -> bytes:
         """A chunk. `usage` is `,"usage":…` as JSON text, or nothing."""
-        parts = [self._prefix[index], _encode(text), self._after_text, b',"logprobs":']
+        parts = [self._prefix[index], _encode(news), self._after_text, b',"logprobs":']
         parts.append(b"null" if logprobs is None else _encode(logprobs))
         if finish is None:
             parts.append(b',"finish_reason":null}]')

@@ -40,6 +40,12 @@ class ChatTemplate:
         self._tool_source = tool_source or source
         self._special_tokens = dict(special_tokens)
 
+    @property
+    def sources(self) -> str:
+        """The texts of all its forms."""
+        same = self._tool_source == self.source
+        return self.source if same else f"{self._tool_source}\n{self.source}"
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

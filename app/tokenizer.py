@@ -36,7 +36,9 @@ class Tokenizer:
         self.backend = backend
         self.vocab_size = backend.get_vocab_size()
         self._is_byte_level = "ByteLevel" in _decoder_types(backend)
-        self._added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
+        added = backend.get_added_tokens_decoder()
+        self._added = {i: token.content for i, token in added.items()}
+        self.special_tokens = {i: token.content for i, token in added.items() if token.special}
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -124,6 +126,17 @@ class TextDecoder:
         text: str = self._backend.decode(self._held, skip_special_tokens=self._skip)
         self._held.clear()
         return text.rstrip("\ufffd")
+
+
+class MarkedDecoder(TextDecoder):
+    """Skips the special tokens in `hidden` only; the others are part of the text."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], hidden: frozenset[int]) -> None:
+        super().__init__(tokenizer, prompt, skip_special_tokens=False)
+        self._hidden = hidden
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        return super().feed([token for token in tokens if token not in self._hidden])
 
 
 def _context(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from app.generation import Job
 
@@ -13,11 +14,16 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # of models that reason
 
 
 def usage_of(jobs: Iterable[Job], samples: int) -> Usage:
@@ -27,4 +33,9 @@ def usage_of(jobs: Iterable[Job], samples: int) -> Usage:
     prompt = sum(len(job.prompt) for job in first)
     completion = sum(job.choice.tokens for job in jobs)
     cached = sum(job.choice.cached_tokens for job in first)
-    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
+    usage = Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
+    counts = [job.choice.reasoning_tokens for job in jobs]
+    if counts[0] is not None:
+        reasoning = sum(count or 0 for count in counts)
+        usage.completion_tokens_details = CompletionTokensDetails(reasoning)
+    return usage

@@ -23,10 +23,12 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: Literal["medium"] | None = None
     reasoning_effort: str | None = None
+    include_reasoning: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
@@ -34,12 +36,10 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
     # Accepted without effect
-    parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
 
 
 INERT = INERT_COMMON | {
-    "parallel_tool_calls": "no tool calls are made",
     "prediction": "a hint that could only change speed",
 }
 

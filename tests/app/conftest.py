@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,6 +22,7 @@ from app.service import Service
 from batching.worker.protocol import Capabilities
 from config.settings import ServerSettings
 from tests.app.fake_engine import FakeEngine, Script
+from tests.app.turn_formats import make_folder
 
 MODEL = "tiny"
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>"]
@@ -163,6 +165,26 @@ async def make_server(capabilities: Capabilities) -> AsyncIterator[MakeServer]:
         await server.http.aclose()
         assert server.engine.running == 0
         assert (server.service.admission.requests, server.service.admission.tokens) == (0, 0)
+
+
+MakeTurnServer = Callable[..., Server]
+
+
+@pytest.fixture
+def make_turn_server(
+    make_server: MakeServer, capabilities: Capabilities, model_folder: Path, tmp_path: Path
+) -> MakeTurnServer:
+    """Builds a server whose model has another chat template: `make_turn_server(template, …)`."""
+
+    def make(template: str, response_template: Any = None) -> Server:
+        folder = make_folder(tmp_path / "turns", model_folder, template, response_template)
+        size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+        caps = msgspec.structs.replace(
+            capabilities, model=str(folder), vocab_size=size, max_model_len=2048, num_blocks=128
+        )
+        return make_server(caps=caps)
+
+    return make
 
 
 @pytest.fixture

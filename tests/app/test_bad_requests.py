@@ -201,7 +201,6 @@ async def test_completion_fields(server: Server, fields: dict, param: str) -> No
 
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 
 @pytest.mark.parametrize(
@@ -242,9 +241,6 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
         ({"messages": [USER], "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"messages": [USER], "logprobs": 1}, "logprobs"),
         ({"messages": [USER], "tool_choice": "required"}, "tool_choice"),
-        ({"messages": [USER], "tools": [TOOL]}, "tool_choice"),
-        ({"messages": [USER], "tools": [{"type": "x"}]}, "tools[0]"),
-        ({"messages": [USER], "tools": [5]}, "tools[0]"),
         ({"messages": [USER], "functions": []}, "functions"),
         ({"messages": [USER], "modalities": ["audio"]}, "modalities[0]"),
         ({"messages": [USER], "continue_final_message": True}, "continue_final_message"),

@@ -58,7 +58,7 @@ async def test_there_and_back(server: Server) -> None:
         ("/tokenize", {"prompt": "a", "messages": [USER]}, "messages"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/tokenize", {"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
-        ("/tokenize", {"messages": [USER], "tools": [{}]}, "tools[0]"),
+        ("/tokenize", {"messages": [USER], "tools": [{}]}, "tools[0].type"),
         ("/tokenize", {"messages": [USER], "chat_template": "x"}, "chat_template"),
         ("/tokenize", {"messages": [USER], "continue_final_message": True},
          "continue_final_message"),
