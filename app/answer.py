@@ -13,12 +13,14 @@ from app.prompts import prepare
 from app.schemas.common import GenerationFields
 from app.service import Service
 from app.sse import event_stream
+from app.structured.request import RequestedGrammar
 
 
 class Handler(Protocol):
     """What an endpoint knows about its own kind of request and response."""
 
     jobs: list[Job]  # filled by `prepare`
+    grammar: RequestedGrammar | None  # set by `prepare`
 
     def prepare(self) -> None:
         """Tokenise and lay out the jobs. Runs off the event loop when the body is long."""
@@ -46,6 +48,8 @@ async def answer(
     if fields.request_id is not None:
         request.state.request_id = fields.request_id
     await prepare(handler.prepare, body_bytes)
+    if handler.grammar is not None:
+        await service.grammars.check(*handler.grammar)
     generation = Generation.start(
         service,
         handler.jobs,

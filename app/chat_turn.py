@@ -17,6 +17,7 @@ from app.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_s
 from app.schemas.chat import ChatRequest
 from app.service import Service
 from app.streaming import check_stream_options
+from app.structured.request import RequestedGrammar, requested_grammar
 from app.tools import tool_use
 from app.turns.choice import TurnChoice
 
@@ -33,11 +34,13 @@ class ChatTurn:
         if self.use.forced:
             raise _bad("tool_choice", "calls cannot be forced yet", "unsupported_parameter")
         self.jobs: list[Job] = []
+        self.grammar: RequestedGrammar | None = None
         self.apart = False  # deltas carry parts, not text
 
     def prepare(self) -> None:
         """Render and tokenise the messages and lay out the jobs. Raises `ApiError`."""
         fields, service = self.fields, self.service
+        self.grammar = requested_grammar(fields)
         prompt = render_chat(service, fields, self.use.shown)
         ids = tokenize(
             prompt,
@@ -59,6 +62,7 @@ class ChatTurn:
             max_tokens=self._max_tokens(len(ids)),
             logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
             prompt_logprobs=fields.prompt_logprobs,
+            grammar=self.grammar.grammar if self.grammar else None,
         )
         for n in range(fields.n):
             self.jobs.append(Job(ids, nth_sample(params, n), self._choice(prompt, ids)))
@@ -73,7 +77,7 @@ class ChatTurn:
             "logprobs": fields.logprobs,
         }
         parser = service.style.parser(prompt, use.callable, one_call=use.one_call)
-        if parser is None:
+        if parser is None or self.grammar is not None:  # then nothing but the structure is said
             return Choice(service.tokenizer, ids, **options)
         self.apart = True
         return TurnChoice(
@@ -108,8 +112,6 @@ def check(fields: ChatRequest) -> None:
     if 0 in (fields.max_tokens, fields.max_completion_tokens):
         name = "max_tokens" if fields.max_tokens == 0 else "max_completion_tokens"
         raise _bad(name, "must be at least 1")
-    if fields.response_format is not None and fields.response_format.type != "text":
-        raise _bad("response_format", "only type text is supported", "unsupported_parameter")
 
 
 def _bad(param: str, message: str, code: str = "invalid_value") -> ApiError:

@@ -30,6 +30,7 @@ from app.schemas.completions import REFUSED, CompletionRequest
 from app.service import Service
 from app.sse import TEXT, Envelope
 from app.streaming import UsageOption, check_stream_options
+from app.structured.request import RequestedGrammar, requested_grammar
 from app.tokenizer import TextDecoder, Tokenizer
 from app.usage import Usage, usage_of
 
@@ -86,6 +87,7 @@ class CompletionHandler:
         self.samples = fields.best_of or fields.n
         self.echoes: list[Echo] = []
         self.jobs: list[Job] = []
+        self.grammar: RequestedGrammar | None = None
         self.id = f"cmpl-{fields.request_id or uuid4().hex}"
         self.created = int(time.time())
 
@@ -93,6 +95,7 @@ class CompletionHandler:
         """Tokenise the prompts and lay out the jobs: choice = prompt · n + sample."""
         fields, service = self.fields, self.service
         stops = stop_strings(fields.stop)
+        self.grammar = requested_grammar(fields)
         prompts = split_prompts(fields.prompt)
         # Before anything is made for each: a body of 16 MiB can ask for 500 million.
         service.admission.check_count(len(prompts) * self.samples)
@@ -128,6 +131,7 @@ class CompletionHandler:
             max_tokens=max_tokens,
             logprobs=0 if wants_score else fields.logprobs,
             prompt_logprobs=self._prompt_logprobs(),
+            grammar=self.grammar.grammar if self.grammar else None,
         )
         echo = Echo(prompt, ids, tokenizer, fields.skip_special_tokens)
         for n in range(self.samples):

@@ -11,7 +11,7 @@ from app.errors import ApiError
 from app.prompts import check_token_ids
 from app.schemas.common import GenerationFields
 from app.template import read_json
-from batching.core.types import SamplingParams
+from batching.core.types import Grammar, SamplingParams
 from batching.worker.protocol import Capabilities
 
 MAX_STOPS = 4
@@ -80,6 +80,7 @@ def sampling_params(
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """Parameters of the first sample; the others differ by seed (`nth_sample`)."""
     vocab_size = capabilities.vocab_size
@@ -93,7 +94,7 @@ def sampling_params(
             param="min_tokens",
             code="invalid_value",
         )
-    if not fields.ignore_eos:
+    if not fields.ignore_eos or grammar is not None:
         stop_tokens = tuple(dict.fromkeys((*capabilities.eos_token_ids, *stop_tokens)))
     if fields.min_tokens and allowed and set(allowed) <= set(stop_tokens):
         raise ApiError(
@@ -118,6 +119,7 @@ def sampling_params(
         min_tokens=fields.min_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
 
 

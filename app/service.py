@@ -12,6 +12,7 @@ from app.admission import Admission
 from app.errors import ApiError
 from app.metrics import Metrics
 from app.sampling import SamplingDefaults
+from app.structured.compiler import GrammarCompiler
 from app.template import ChatTemplate, load_chat_template
 from app.tokenizer import Tokenizer, TokenizerError
 from app.turns.style import TurnStyle
@@ -49,6 +50,7 @@ class Service:
     defaults: SamplingDefaults
     metrics: Metrics
     admission: Admission
+    grammars: GrammarCompiler
     created: int = field(default_factory=lambda: int(time.time()))
     clock: Callable[[], float] = time.monotonic
 
@@ -82,6 +84,7 @@ class Service:
             defaults=defaults,
             metrics=metrics,
             admission=admission,
+            grammars=GrammarCompiler(capabilities, settings.max_grammar_bytes),
         )
 
     @property

@@ -75,5 +75,6 @@ class ServerSettings(BaseModel):
     max_queued_requests: int = Field(1024, ge=1, description="beyond this, 429")
     max_queued_tokens: int = Field(4_194_304, ge=1, description="beyond this, 429")
     max_body_bytes: int = Field(16_777_216, ge=1024, description="larger bodies get 413")
+    max_grammar_bytes: int = Field(131_072, ge=256, description="larger schemas and such get 400")
     drain_seconds: float = Field(30.0, ge=0, description="grace for open streams on SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="logs")

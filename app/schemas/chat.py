@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
 
 from app.schemas.common import INERT_COMMON, REFUSED_COMMON, GenerationFields, Natural
-
-
-class ResponseFormat(msgspec.Struct, frozen=True):
-    """Only its type is looked at: anything but text is refused as a whole."""
-
-    type: str
 
 
 class ChatRequest(GenerationFields, frozen=True, kw_only=True):
@@ -24,7 +17,6 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: Literal["medium"] | None = None
     reasoning_effort: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,34 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None  # inert: nothing is ever padded
+
+
+class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """`strict` changes nothing: the schema is always kept."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+    schema: Any = None  # checked by `app.structured.schema`
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
+Pattern = Annotated[str, Meta(min_length=1)]
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """vLLM's newer name for the `guided_…` fields."""
+
+    json: Any = None
+    regex: Pattern | None = None
+    choice: Choices | None = None
+    grammar: Pattern | None = None
+    json_object: bool | None = None
 
 
 class GenerationFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -53,6 +81,13 @@ class GenerationFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Annotated[str, Meta(min_length=1)] | None = None
 
+    response_format: ResponseFormat | None = None
+    guided_json: Any = None
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Pattern | None = None
+    structured_outputs: StructuredOutputs | None = None
+
     # Accepted without effect
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -77,8 +112,6 @@ INERT_COMMON = {
     "spaces_between_special_tokens": "fast tokenizers never add such spaces",
 }
 
-_NO_GRAMMAR = "structured output is not supported"
-
 REFUSED_COMMON = {
     "use_beam_search": "beam search is not supported",
     "length_penalty": "beam search is not supported",
@@ -89,11 +122,6 @@ REFUSED_COMMON = {
     "return_token_ids": "not supported",
     "kv_transfer_params": "not supported",
     "vllm_xargs": "not supported",
-    "guided_json": _NO_GRAMMAR,
-    "guided_regex": _NO_GRAMMAR,
-    "guided_choice": _NO_GRAMMAR,
-    "guided_grammar": _NO_GRAMMAR,
-    "guided_decoding_backend": _NO_GRAMMAR,
-    "guided_whitespace_pattern": _NO_GRAMMAR,
-    "structured_outputs": _NO_GRAMMAR,
+    "guided_decoding_backend": "not supported; there is one backend",
+    "guided_whitespace_pattern": "not supported; at most one space follows a comma or colon",
 }

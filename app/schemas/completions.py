@@ -22,5 +22,4 @@ INERT = INERT_COMMON
 REFUSED = REFUSED_COMMON | {
     "suffix": "filling in the middle is not supported",
     "prompt_embeds": "not supported; send text or token ids",
-    "response_format": "structured output is not supported",
 }

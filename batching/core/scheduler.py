@@ -163,6 +163,8 @@ class Scheduler:
             if sequence.epoch != epoch:
                 continue  # finished, aborted or preempted meanwhile
             scored = result.prompt_logprobs.get(share.slot, [])
+            if share.slot in result.gave_up:
+                token = logprobs = None
             event = self._advance(sequence, share, token, logprobs, scored, now)
             if event is not None:
                 events.append(event)
@@ -220,6 +222,8 @@ class Scheduler:
                 if todo > 1:
                     prefills.append(sequence)
                 continue
+            if sequence.pending and sequence.is_constrained:
+                continue  # which tokens may follow depends on the one that is not known yet
             new_blocks: tuple[int, ...] = ()
             if sequence.computed == len(sequence.blocks) * self.limits.block_size:
                 if not self._residents.pool.free:
@@ -302,8 +306,8 @@ class Scheduler:
         finish = None
         if token is not None:
             finish = self._append(sequence, token, now)
-        elif end == sequence.length_limit:
-            finish = FinishReason.LENGTH  # nothing to sample: only the prompt was wanted
+        elif end == sequence.length_limit or share.sample:
+            finish = FinishReason.LENGTH  # only the prompt was wanted, or its grammar gave up
         elif not scored:
             return None
         if finish is not None:

@@ -16,10 +16,10 @@ class Sequence:
 
     __slots__ = (
         "blocks", "cached_tokens", "chain", "compute_limit", "computed", "epoch", "first_token",
-        "first_token_known", "fresh", "id", "key", "last_step", "length_limit", "most_blocks",
-        "pending", "preemptions", "prompt_computed", "prompt_length", "prompt_scored",
-        "registered", "reported", "request", "scheduled", "shared_blocks", "slot", "stop_from",
-        "stop_tokens", "tokens",
+        "first_token_known", "fresh", "id", "is_constrained", "key", "last_step", "length_limit",
+        "most_blocks", "pending", "preemptions", "prompt_computed", "prompt_length",
+        "prompt_scored", "registered", "reported", "request", "scheduled", "shared_blocks",
+        "slot", "stop_from", "stop_tokens", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: Request, key: tuple[float, int], limits: Limits) -> None:
@@ -37,7 +37,10 @@ class Sequence:
         self.compute_limit = max(length, self.length_limit - 1)
         self.most_blocks = -(-self.compute_limit // limits.block_size)
         self.stop_tokens = frozenset(params.stop_token_ids)
-        self.stop_from = self.prompt_length + params.min_tokens
+        # With a grammar, the worker's mask bans stop tokens that come too early.
+        early = 0 if params.grammar is not None else params.min_tokens
+        self.stop_from = self.prompt_length + early
+        self.is_constrained = params.grammar is not None
 
         self.slot = -1  # -1: waiting
         self.fresh = False  # admitted, but no plan has named it yet

@@ -17,9 +17,21 @@ class FinishReason(StrEnum):
     """Why a request ended. The first two are OpenAI's `finish_reason` values."""
 
     STOP = "stop"  # a stop token was generated, or the front end matched a stop string
-    LENGTH = "length"  # `max_tokens` or the model's context was reached
+    LENGTH = "length"  # `max_tokens` or the model's context was reached, or a grammar gave up
     ABORT = "abort"  # the client went away
     ERROR = "error"  # the engine could not serve it; `TokenEvent.error` says why
+
+
+class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a sequence's text must be, from its first token to its end.
+
+    Compiled once in `app`, so that no faulty one comes here. The mask made of it wins over bias and
+    penalties; end tokens are allowed where the text is complete, and once nothing may follow they
+    alone are, whatever `min_tokens` says.
+    """
+
+    source: str  # as llguidance reads it: Lark, in which JSON schemas and expressions may nest
+    to_the_end: bool = False  # end only where nothing may follow (the client's `ignore_eos`)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,10 +48,12 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     repetition_penalty: float = 1.0  # 1 is off; counts prompt and generated tokens
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
     allowed_token_ids: tuple[int, ...] = ()  # when not empty, no other token is generated
-    stop_token_ids: tuple[int, ...] = ()  # includes the model's end tokens unless `ignore_eos`
+    # Includes the model's end tokens unless `ignore_eos`; with a grammar always.
+    stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0  # stop tokens are banned until this many tokens were generated
     logprobs: int | None = None  # None: none. k >= 0: the sampled token's and the k most likely
     prompt_logprobs: int | None = None  # the same for every prompt token but the first
+    grammar: Grammar | None = None
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -134,6 +148,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    gave_up: tuple[int, ...] = ()
 
 
 class Timing(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -30,7 +30,9 @@ class _Slot:
         self.is_penalised = bool(
             p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0
         )
-        self.is_biased = bool(p.logit_bias) or (p.min_tokens > 0 and bool(p.stop_token_ids))
+        # With a grammar, stop tokens that come too early are banned by its mask.
+        self.bans_stops = p.min_tokens > 0 and bool(p.stop_token_ids) and p.grammar is None
+        self.is_biased = bool(p.logit_bias) or self.bans_stops
         self.is_plain = not (
             self.is_random or self.is_penalised or self.is_biased or p.allowed_token_ids
         )
@@ -75,7 +77,7 @@ class SamplerState:
             self._penalty_inputs(slots, states),
             self._bias(states, ends),
             self._restriction(states),
-            draws,
+            draws=draws,
         )
 
     def record(self, tokens: torch.Tensor) -> None:
@@ -114,7 +116,7 @@ class SamplerState:
                 continue
             params = state.params
             items = list(params.logit_bias)
-            if ends[i] - state.prompt_length < params.min_tokens:
+            if state.bans_stops and ends[i] - state.prompt_length < params.min_tokens:
                 items += [(token, float("-inf")) for token in params.stop_token_ids]
             rows += [i] * len(items)
             tokens += [token for token, _ in items]

@@ -1,4 +1,4 @@
-"""From logits to tokens, on the device: penalties, bias, temperature, min-p, top-k, top-p, noise.
+"""From logits to tokens, on the device: penalties, bias, mask, temperature, min- and top-p, noise.
 
 The order and meaning are vLLM's, but that biases follow penalties. All functions are pure but for
 the logits that they are told to change; none waits for a GPU.
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from batching.worker.noise import UNIFORM_STEPS, gumbel, uniform_bits
@@ -56,6 +57,14 @@ class Restriction:
 
 
 @dataclass
+class Mask:
+    """Which tokens rows [r] may have at all: a bit per token id, int32 [r, words]."""
+
+    rows: torch.Tensor
+    bits: torch.Tensor
+
+
+@dataclass
 class Draws:
     """Rows to sample at a temperature, all [r]. `top_k` etc. are None if no row limits them so."""
 
@@ -87,6 +96,7 @@ class SamplingInputs:
     penalties: Penalties | None = None
     bias: Bias | None = None
     restriction: Restriction | None = None
+    mask: Mask | None = None
     draws: tuple[Draws, ...] = ()
 
 
@@ -99,6 +109,8 @@ def sample(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
         logits.index_put_(index, inputs.bias.values, accumulate=True)
     if (limits := inputs.restriction) is not None:
         logits[limits.rows] = logits[limits.rows].masked_fill(limits.banned, -torch.inf)
+    if inputs.mask is not None:
+        apply_mask(logits, inputs.mask)
     if sum(len(draws.rows) for draws in inputs.draws) < len(logits):
         tokens = logits.argmax(dim=-1)
     else:
@@ -138,6 +150,25 @@ def apply_penalties(logits: torch.Tensor, penalties: Penalties) -> None:
         if penalties.presence is not None:
             rows -= penalties.presence[some, None] * generated
         logits[penalties.rows[some]] = rows
+
+
+def apply_mask(logits: torch.Tensor, mask: Mask) -> None:
+    """Make what the mask bans impossible, in place."""
+    banned = ~unpack_bits(mask.bits, logits.shape[1])
+    if len(mask.rows) == len(logits):  # then they are all rows, in order
+        logits.masked_fill_(banned, -torch.inf)
+    else:
+        logits[mask.rows] = logits[mask.rows].masked_fill_(banned, -torch.inf)
+
+
+def unpack_bits(bits: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` bits of each row int32 [r, words], lowest first, as bool [r, count]."""
+    if bits.device.type == "cpu":
+        packed = bits.numpy().view(np.uint8)
+        unpacked = np.unpackbits(packed, axis=1, count=count, bitorder="little")
+        return torch.from_numpy(unpacked).view(torch.bool)
+    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
+    return (bits[:, :, None] >> shifts & 1).bool().flatten(1)[:, :count]
 
 
 def draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:

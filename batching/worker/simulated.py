@@ -12,10 +12,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 
-from batching.core.types import StepPlan, StepResult, TokenLogprobs
+from batching.core.types import SlotInit, StepPlan, StepResult, TokenLogprobs
+from batching.worker.grammar import Grammars, Matcher, allowed
 from batching.worker.protocol import Capabilities, UnsupportedModelError
 
 
@@ -48,6 +51,7 @@ class _Row:
     prompt_length: int
     logprobs: bool
     prompt_logprobs: bool
+    matcher: Matcher | None
 
 
 def simulated_token(seed: int, position: int, vocab_size: int) -> int:
@@ -68,6 +72,9 @@ class SimulatedWorker:
         self._cost = cost or StepCost()
         self._sleep = sleep
         self._rows: dict[int, _Row] = {}
+        self._grammars = Grammars(
+            capabilities.model, capabilities.vocab_size, capabilities.eos_token_ids
+        )
 
     def capabilities(self) -> Capabilities:
         return self._capabilities
@@ -81,15 +88,9 @@ class SimulatedWorker:
         if seconds > 0:
             self._sleep(seconds)
         for init in handle.inits:
-            packed = b"".join(t.to_bytes(8, "little") for t in init.tokens[: init.prompt_length])
-            self._rows[init.slot] = _Row(
-                zlib.crc32(packed, init.params.seed & 0xFFFFFFFF),
-                list(init.tokens),
-                init.prompt_length,
-                init.params.logprobs is not None,
-                init.params.prompt_logprobs is not None,
-            )
+            self._begin(init)
         tokens: list[int] = []
+        gave_up: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         for sequence in handle.sequences:
@@ -98,12 +99,47 @@ class SimulatedWorker:
                 known = row.tokens[sequence.start + 1 : min(end + 1, row.prompt_length)]
                 prompt_logprobs[sequence.slot] = [_certain(t) for t in known]
             if sequence.sample:
-                token = simulated_token(row.seed, end, self._capabilities.vocab_size)
+                token = self._token(row, end)
+                if token is None:
+                    gave_up.append(sequence.slot)
+                    token = 0
                 row.tokens[end:] = [token]
                 tokens.append(token)
                 logprobs.append(_certain(token) if row.logprobs else None)
         some = tuple(logprobs) if any(logprobs) else ()
-        return StepResult(handle.step, tuple(tokens), seconds, some, prompt_logprobs)
+        result = tuple(tokens)
+        return StepResult(handle.step, result, seconds, some, prompt_logprobs, tuple(gave_up))
+
+    def _begin(self, init: SlotInit) -> None:
+        packed = b"".join(t.to_bytes(8, "little") for t in init.tokens[: init.prompt_length])
+        matcher = None
+        if init.params.grammar is not None:
+            matcher = self._grammars.matcher(init.params)
+            matcher.accept(*init.tokens[init.prompt_length :])
+        self._rows[init.slot] = _Row(
+            zlib.crc32(packed, init.params.seed & 0xFFFFFFFF),
+            list(init.tokens),
+            init.prompt_length,
+            init.params.logprobs is not None,
+            init.params.prompt_logprobs is not None,
+            matcher,
+        )
+
+    def _token(self, row: _Row, position: int) -> int | None:
+        """The token at `position`; None if the row's grammar allows none."""
+        vocab_size = self._capabilities.vocab_size
+        if row.matcher is None:
+            token = simulated_token(row.seed, position, vocab_size)
+            while token in self._capabilities.eos_token_ids:  # it always says all it may
+                token = (token + 1) % vocab_size
+            return token
+        bits = np.zeros(self._grammars.words, dtype=np.int32)
+        if not row.matcher.fill(bits):
+            return None
+        choices = np.flatnonzero(allowed(bits, vocab_size))
+        token = int(choices[simulated_token(row.seed, position, len(choices))])
+        row.matcher.accept(token)
+        return token
 
     def close(self) -> None:
         self._rows.clear()
@@ -129,6 +165,7 @@ def folder_capabilities(
     try:
         config = json.loads((Path(folder) / "config.json").read_bytes())
         vocab_size = int(config["vocab_size"])
+        end_tokens = _end_tokens(Path(folder), config)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(f"cannot read {folder}/config.json: {error}") from error
     return Capabilities(
@@ -143,4 +180,14 @@ def folder_capabilities(
         dtype="none",
         device="none",
         attention="none",
+        eos_token_ids=end_tokens,
     )
+
+
+def _end_tokens(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    try:
+        config = config | json.loads((folder / "generation_config.json").read_bytes())
+    except FileNotFoundError:
+        pass
+    ids = config.get("eos_token_id")
+    return () if ids is None else tuple(ids) if isinstance(ids, list) else (int(ids),)

@@ -17,6 +17,7 @@ from batching.core.types import (
     TokenLogprobs,
 )
 from batching.worker.assemble import Phases, assemble
+from batching.worker.grammar_masks import GrammarSlots, StepGrammars
 from batching.worker.logprobs import LogprobTensors, token_logprobs
 from batching.worker.protocol import Capabilities, WorkerConfig, WorkerError
 from batching.worker.sampler_state import SamplerState
@@ -31,7 +32,8 @@ class PendingStep:
     """A submitted step: host tensors that are complete once `event` has passed.
 
     `logprobs` holds those of the sampled rows listed in `logprob_rows`, each with as many top
-    tokens as `logprob_tops` says; `prompt_logprobs` holds (slot, top, values).
+    tokens as `logprob_tops` says; `prompt_logprobs` holds (slot, top, values). `slots` are those of
+    the sampled rows.
     """
 
     step: int
@@ -41,6 +43,8 @@ class PendingStep:
     logprob_rows: list[int] = field(default_factory=list)
     logprob_tops: list[int] = field(default_factory=list)
     prompt_logprobs: list[tuple[int, int, LogprobTensors]] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    grammars: StepGrammars | None = None
     event: torch.Event | None = None
     finished: float | None = None
     error: Exception | None = None
@@ -64,6 +68,7 @@ class TorchWorker:
             limits.max_sequences, limits.max_model_len, limits.block_size, built.device
         )
         self._sampler = SamplerState(limits.vocab_size, built.device)
+        self._grammars = GrammarSlots(limits)
         phases.begin("warmup")
         self._warm_up()
         phases.end()
@@ -94,7 +99,7 @@ class TorchWorker:
 
     def close(self) -> None:
         """Free the model and its pages."""
-        for name in ("_model", "_slots", "_sampler", "_backend", "_specs"):
+        for name in ("_model", "_slots", "_sampler", "_grammars", "_backend", "_specs"):
             self.__dict__.pop(name, None)
         if self._device.type != "cpu":
             torch.accelerator.empty_cache()
@@ -103,6 +108,7 @@ class TorchWorker:
         self._slots.begin(plan.inits)
         for init in plan.inits:
             self._sampler.begin(init)
+            self._grammars.begin(init)
         inputs = self._slots.build(plan)
         inputs.metadata.schedule = self._backend.prepare(inputs.metadata, self._specs)
         self._model.step.metadata = inputs.metadata
@@ -135,9 +141,11 @@ class TorchWorker:
         sequences = [plan.sequences[i] for i in sampled]
         params = [self._sampler.params(s.slot) for s in sequences]
         pending.logprob_rows = [i for i, p in enumerate(params) if p.logprobs is not None]
-        how = self._sampler.inputs(
-            [s.slot for s in sequences], [s.start + s.count for s in sequences]
-        )
+        pending.slots = [s.slot for s in sequences]
+        how = self._sampler.inputs(pending.slots, [s.start + s.count for s in sequences])
+        pending.grammars = self._grammars.step(pending.slots)
+        if pending.grammars is not None:
+            how.mask = pending.grammars.mask(self._grammars.words, self._device)
         raw = logits
         if pending.logprob_rows:
             wanted = torch.tensor(pending.logprob_rows, device=self._device)
@@ -184,6 +192,10 @@ class TorchWorker:
 def _result(handle: PendingStep) -> StepResult:
     finished = time.perf_counter() if handle.finished is None else handle.finished
     tokens = () if handle.tokens is None else tuple(handle.tokens.tolist())
+    gave_up: tuple[int, ...] = ()
+    if handle.grammars is not None:
+        handle.grammars.accept(tokens)  # with overlap, the next plan leaves these slots out
+        gave_up = tuple(handle.slots[row] for row in handle.grammars.gave_up)
     logprobs: list[TokenLogprobs | None] = []
     if handle.logprobs is not None:
         logprobs = [None] * len(tokens)
@@ -193,4 +205,5 @@ def _result(handle: PendingStep) -> StepResult:
     prompt: dict[int, list[TokenLogprobs]] = {}
     for slot, top, scored in handle.prompt_logprobs:
         prompt.setdefault(slot, []).extend(scored.entries([top] * len(scored.tokens)))
-    return StepResult(handle.step, tokens, finished - handle.started, tuple(logprobs), prompt)
+    seconds = finished - handle.started
+    return StepResult(handle.step, tokens, seconds, tuple(logprobs), prompt, gave_up)

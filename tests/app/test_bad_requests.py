@@ -129,7 +129,8 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"model": 5}, "model"),
     ({"banana": 1}, "banana"),
     ({"banana": None}, "banana"),
-    ({"guided_json": {}}, "guided_json"),
+    ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
+    ({"guided_decoding_backend": "xgrammar"}, "guided_decoding_backend"),
     ({"use_beam_search": True}, "use_beam_search"),
     ({"bad_words": ["a"]}, "bad_words"),
     ({"return_token_ids": True}, "return_token_ids"),
@@ -148,7 +149,8 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"request_id": "a\n"}, "request_id"),
     ({"request_id": "a\r\nset-cookie: x"}, "request_id"),
     ({"request_id": "x" * 201}, "request_id"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"guided_regex": "a", "allowed_token_ids": [1]}, "allowed_token_ids"),
 ]
 
 

@@ -1,0 +1,137 @@
+"""Grammars as masks over one model's vocabulary, by llguidance. No torch here: `app` uses it too.
+
+llguidance is imported with the first grammar. Its parser is lazy: what a grammar costs is spread
+over the steps, a few microseconds each, and bounded by `LIMITS`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batching.core.types import Grammar, SamplingParams
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+WORD_BITS = 32
+_CACHED = 128  # compiled grammars kept, some 100 kB each
+# What a grammar may cost at most, in llguidance's units.
+_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,  # 20 ms
+    "step_lexer_fuel": 200_000,  # 15 ms
+    "step_max_items": 50_000,  # 3 ms
+    "max_items_in_row": 20_000,  # optional keys of an object, times four
+    "max_lexer_states": 50_000,  # 100 MB
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+
+
+class Matcher:
+    """Follows one sequence's text through its grammar."""
+
+    def __init__(
+        self, matcher: LLMatcher, end_tokens: tuple[int, ...], params: SamplingParams
+    ) -> None:
+        assert params.grammar is not None
+        self._matcher = matcher
+        self._stops = tuple(dict.fromkeys((*end_tokens, *params.stop_token_ids)))
+        self._stops_from = params.min_tokens
+        self._to_the_end = end_tokens if params.grammar.to_the_end else ()
+        self._generated = 0
+
+    def accept(self, *tokens: int) -> None:
+        """Take in generated tokens. What the grammar does not allow ends it: `fill` is False."""
+        self._generated += len(tokens)
+        self._matcher.consume_tokens(list(tokens))
+
+    def fill(self, row: np.ndarray) -> bool:
+        """Write a bit per token id into `row` (int32 words): whether the token may come next.
+
+        False if none may, or if the grammar is too complex to say.
+        """
+        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if self._matcher.is_error() or not row.any():
+            return False
+        early = self._stops if self._generated < self._stops_from else self._to_the_end
+        if early and not self._matcher.is_stopped():
+            _clear(row, early)
+        return True
+
+
+class Grammars:
+    """Compiles grammars for one vocabulary, and keeps the recent ones by their content."""
+
+    def __init__(self, folder: str, vocab_size: int, end_tokens: tuple[int, ...]) -> None:
+        """`folder` has the model's tokenizer.json. It is read with the first grammar."""
+        self._folder = folder
+        self._vocab_size = vocab_size
+        self._end_tokens = end_tokens
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    @property
+    def words(self) -> int:
+        """Words of a mask's row. It may have more bits than the model has logits."""
+        return -(-self.load().vocab_size // WORD_BITS)
+
+    def matcher(self, params: SamplingParams) -> Matcher:
+        """A matcher at the beginning of the text; of a faulty grammar one that allows nothing."""
+        assert params.grammar is not None
+        compiled = self._compile(params.grammar.source)
+        return Matcher(compiled.deep_copy(), self._end_tokens, params)
+
+    def fault(self, grammar: Grammar) -> str | None:
+        """Why the grammar cannot be used: its faults, or the limit that it exceeds."""
+        compiled = self._compile(grammar.source)
+        if compiled.is_error():
+            return compiled.get_error()
+        first = compiled.deep_copy()
+        if any(first.compute_bitmask()):
+            return None
+        return "it allows no text at all"
+
+    def _compile(self, source: str) -> LLMatcher:
+        compiled = self._compiled.get(source)
+        if compiled is not None:
+            self._compiled.move_to_end(source)
+            return compiled
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(**_LIMITS)
+        compiled = LLMatcher(self.load(), source, log_level=0, limits=limits)
+        self._compiled[source] = compiled
+        if len(self._compiled) > _CACHED:
+            self._compiled.popitem(last=False)
+        return compiled
+
+    def load(self) -> LLTokenizer:
+        """The vocabulary as llguidance sees it. The first call takes up to a second."""
+        if self._tokenizer is not None:
+            return self._tokenizer
+        from llguidance import LLTokenizer
+
+        text = (Path(self._folder) / "tokenizer.json").read_text(encoding="utf-8")
+        ends = list(self._end_tokens)
+        slices = LLTokenizer.json_slices()
+        try:  # embeddings are often padded: ids beyond the tokenizer's are never allowed
+            tokenizer = LLTokenizer(text, self._vocab_size, ends, slices)
+        except ValueError:  # or the tokenizer has ids that the model lacks
+            tokenizer = LLTokenizer(text, None, ends, slices)
+        self._tokenizer = tokenizer
+        return tokenizer
+
+
+def allowed(rows: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The bits of masks int32 [n, words] as uint8 [n, vocab_size], 1 where the token may come."""
+    return np.unpackbits(rows.view(np.uint8), axis=-1, count=vocab_size, bitorder="little")
+
+
+def _clear(row: np.ndarray, tokens: tuple[int, ...]) -> None:
+    words = row.view(np.uint32)
+    for token in tokens:
+        words[token // WORD_BITS] &= ~np.uint32(1 << token % WORD_BITS)
