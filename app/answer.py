@@ -10,10 +10,22 @@ from starlette.responses import Response
 
 from app.generation import Generation, Job
 from app.prompts import prepare
-from app.schemas.common import GenerationFields
 from app.service import Service
-from app.sse import event_stream
+from app.sse import OPENAI_END, StreamEnd, event_stream
 from app.structured.request import RequestedGrammar
+
+
+class RunFields(Protocol):
+    """The request fields that say how jobs are run."""
+
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def cache_salt(self) -> str | None: ...
+    @property
+    def request_id(self) -> str | None: ...
 
 
 class Handler(Protocol):
@@ -35,11 +47,12 @@ class Handler(Protocol):
 async def answer(
     service: Service,
     request: Request,
-    fields: GenerationFields,
+    fields: RunFields,
     handler: Handler,
     *,
     samples: int,
     body_bytes: int,
+    ending: StreamEnd = OPENAI_END,
 ) -> Response:
     """Run the handler's jobs, which come in groups of `samples` with the same prompt.
 
@@ -59,7 +72,7 @@ async def answer(
         salt=fields.cache_salt,
     )
     if fields.stream:
-        return await event_stream(handler.stream(generation), generation.close)
+        return await event_stream(handler.stream(generation), generation.close, ending)
     try:
         return Response(await handler.run(generation), media_type="application/json")
     finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 
 import msgspec
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Scope
 
+from app.anthropic import errors as anthropic
 from batching.engine.client import EngineDeadError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -67,13 +69,32 @@ class ApiError(Exception):
         }
         return msgspec.json.encode({"error": error})
 
-    def response(self) -> Response:
-        return Response(self.body(), self.status, self.headers, "application/json")
+    def response(self, scope: Scope) -> Response:
+        """In the shape of the request's route; faults of ours name the request."""
+        error = with_request_id(self, scope)
+        request_id = scope.get("state", {}).get("request_id")
+        is_theirs = scope["path"].startswith(anthropic.PREFIX)
+        body = anthropic.error_body(error, request_id) if is_theirs else error.body()
+        return Response(body, self.status, self.headers, "application/json")
 
 
 def engine_error(message: str | None) -> ApiError:
     """The engine could not serve a request that was valid."""
     return ApiError(message or "the engine failed", status=500, code="engine_error")
+
+
+@contextmanager
+def renamed(name: Callable[[str], str]) -> Iterator[None]:
+    """Errors about fields that were translated are raised with the names they had before."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is None or (param := name(error.param)) == error.param:
+            raise
+        message = error.message.replace(error.param, param, 1)
+        raise ApiError(
+            message, status=error.status, param=param, code=error.code, headers=error.headers
+        ) from None
 
 
 def with_request_id(error: ApiError, scope: Scope) -> ApiError:
@@ -95,25 +116,26 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return with_request_id(error, request.scope).response()
+        return error.response(request.scope)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = str(error.detail or HTTPStatus(error.status_code).phrase)
         if error.status_code == 404:
             message = f"no such endpoint: {request.method} {request.url.path}"
-        return ApiError(message, status=error.status_code, headers=error.headers).response()
+        plain = ApiError(message, status=error.status_code, headers=error.headers)
+        return plain.response(request.scope)
 
     async def dead_engine(request: Request, error: Exception) -> Response:
         assert isinstance(error, EngineDeadError)
-        return engine_dead(error).response()
+        return engine_dead(error).response(request.scope)
 
     async def disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
     async def unexpected(request: Request, error: Exception) -> Response:
         failure = ApiError("internal server error", status=500, code="internal_error")
-        response = with_request_id(failure, request.scope).response()
+        response = failure.response(request.scope)
         # This handler runs outside of all middleware, the one that adds the id included.
         response.headers["x-request-id"] = request.scope.get("state", {}).get("request_id", "")
         return response

@@ -12,9 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import chat, completions, health, metrics, models, tokenization
+from app.anthropic import endpoints as anthropic
+from app.anthropic.errors import ERROR_SCHEMA as ANTHROPIC_ERROR_SCHEMA
+from app.anthropic.message import Message
 from app.errors import ERROR_SCHEMA
+from app.responses import endpoints as responses
+from app.responses.objects import ResponseObject
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
+from app.schemas.messages import CountTokensRequest, MessagesRequest
+from app.schemas.responses import ResponsesRequest
 from app.schemas.tokenization import DetokenizeRequest, TokenizeRequest
 from app.service import Service
 
@@ -47,6 +54,32 @@ ROUTES = (
     Route(
         "POST", "/v1/chat/completions", chat.create_chat_completion,
         ChatRequest, chat.ChatCompletion, streams=True,
+    ),
+    Route(
+        "POST", "/v1/responses", responses.create_response,
+        ResponsesRequest, ResponseObject, streams=True,
+    ),
+    Route(
+        "POST", "/v1/responses/input_tokens", responses.count_input_tokens,
+        ResponsesRequest, responses.InputTokens,
+    ),
+    Route("GET", "/v1/responses/{response_id}", responses.get_response, answer=ResponseObject),
+    Route(
+        "DELETE", "/v1/responses/{response_id}", responses.delete_response,
+        answer=responses.Deleted,
+    ),
+    Route(
+        "GET", "/v1/responses/{response_id}/input_items", responses.list_input_items,
+        answer=responses.ItemList,
+    ),
+    Route("POST", "/v1/responses/{response_id}/cancel", responses.cancel_response),
+    Route(
+        "POST", "/v1/messages", anthropic.create_message,
+        MessagesRequest, Message, streams=True, errors=ANTHROPIC_ERROR_SCHEMA,
+    ),
+    Route(
+        "POST", "/v1/messages/count_tokens", anthropic.count_tokens,
+        CountTokensRequest, anthropic.TokenCount, errors=ANTHROPIC_ERROR_SCHEMA,
     ),
     Route(
         "POST", "/tokenize", tokenization.tokenize, TokenizeRequest, tokenization.Tokenized

@@ -20,6 +20,7 @@ from app.errors import install_error_handlers
 from app.http_protocol import HttpProtocol
 from app.metrics import Metrics
 from app.middleware import ApiKeys, RequestId
+from app.responses.store import ResponseStoreError
 from app.routes import add_routes
 from app.service import Service
 from app.startup_log import log_progress, log_ready
@@ -73,8 +74,11 @@ async def _serve(engine_settings: EngineSettings, settings: ServerSettings) -> i
         capabilities = await engine.start(log_progress)
         await slow_import
         service = Service.load(settings, engine, capabilities, metrics)
-        await _serve_http(service, listener)
-    except (EngineStartError, TokenizerError) as error:
+        try:
+            await _serve_http(service, listener)
+        finally:
+            service.responses.close()
+    except (EngineStartError, TokenizerError, ResponseStoreError) as error:
         logger.error("cannot start: %s", error)
         return 1
     finally:

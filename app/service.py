@@ -11,6 +11,7 @@ from typing import Protocol
 from app.admission import Admission
 from app.errors import ApiError
 from app.metrics import Metrics
+from app.responses.store import ResponseStore
 from app.sampling import SamplingDefaults
 from app.structured.compiler import GrammarCompiler
 from app.template import ChatTemplate, load_chat_template
@@ -51,6 +52,7 @@ class Service:
     metrics: Metrics
     admission: Admission
     grammars: GrammarCompiler
+    responses: ResponseStore
     created: int = field(default_factory=lambda: int(time.time()))
     clock: Callable[[], float] = time.monotonic
 
@@ -85,6 +87,7 @@ class Service:
             metrics=metrics,
             admission=admission,
             grammars=GrammarCompiler(capabilities, settings.max_grammar_bytes),
+            responses=ResponseStore(settings.response_store, settings.max_stored_responses),
         )
 
     @property

@@ -7,7 +7,7 @@ and one join. Nothing here builds a model or a dict per token.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -23,6 +23,21 @@ DONE = b"data: [DONE]\n\n"
 TEXT, CONTENT, DELTA = (b'"text":', b""), (b'"delta":{"content":', b"}"), (b'"delta":', b"")
 
 _encode = msgspec.json.encode
+
+
+class StreamEnd(NamedTuple):
+    """The last bytes of a stream: when all went well, and when it is cut by an error."""
+
+    done: bytes
+    failed: Callable[[ApiError], bytes]
+
+
+OPENAI_END = StreamEnd(DONE, lambda error: b"data: " + error.body() + b"\n\n" + DONE)
+
+
+def event_bytes(name: str, data: Any) -> bytes:
+    """A named event."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))
 
 
 class Envelope:
@@ -80,13 +95,17 @@ class Envelope:
 
 
 class EventStream(Response):
-    """Writes byte pieces as they come; an error on the way becomes the last event before [DONE].
+    """Writes byte pieces as they come; an error on the way becomes the last event.
 
     `first` has been awaited by the endpoint already: errors before it were plain HTTP errors.
     """
 
     def __init__(
-        self, first: Sequence[bytes], rest: AsyncGenerator[bytes], close: Callable[[], None]
+        self,
+        first: Sequence[bytes],
+        rest: AsyncGenerator[bytes],
+        close: Callable[[], None],
+        ending: StreamEnd,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -97,6 +116,7 @@ class EventStream(Response):
         self._first = first
         self._rest = rest
         self._close = close
+        self._ending = ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -106,11 +126,11 @@ class EventStream(Response):
             try:
                 async for piece in self._rest:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
-                last = DONE
+                last = self._ending.done
             except ApiError as error:
-                last = b"data: " + with_request_id(error, scope).body() + b"\n\n" + DONE
+                last = self._ending.failed(with_request_id(error, scope))
             except EngineDeadError as error:
-                last = b"data: " + engine_dead(error).body() + b"\n\n" + DONE
+                last = self._ending.failed(engine_dead(error))
             await send({"type": "http.response.body", "body": last, "more_body": False})
         except ClientDisconnect:
             pass
@@ -119,7 +139,9 @@ class EventStream(Response):
             self._close()
 
 
-async def event_stream(pieces: AsyncGenerator[bytes], close: Callable[[], None]) -> EventStream:
+async def event_stream(
+    pieces: AsyncGenerator[bytes], close: Callable[[], None], ending: StreamEnd
+) -> EventStream:
     """Wait for the first piece, then answer. Errors until then are raised, not streamed.
 
     `close` is called once, at the end of the response or before the error is raised.
@@ -130,4 +152,4 @@ async def event_stream(pieces: AsyncGenerator[bytes], close: Callable[[], None])
         await pieces.aclose()
         close()
         raise
-    return EventStream([first], pieces, close)
+    return EventStream([first], pieces, close, ending)

@@ -76,5 +76,7 @@ class ServerSettings(BaseModel):
     max_queued_tokens: int = Field(4_194_304, ge=1, description="beyond this, 429")
     max_body_bytes: int = Field(16_777_216, ge=1024, description="larger bodies get 413")
     max_grammar_bytes: int = Field(131_072, ge=256, description="larger schemas and such get 400")
+    response_store: str = Field("", description="SQLite file of responses; empty: in memory")
+    max_stored_responses: int = Field(4096, ge=1, description="beyond this the oldest is dropped")
     drain_seconds: float = Field(30.0, ge=0, description="grace for open streams on SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="logs")

@@ -48,14 +48,14 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
     json_object: bool | None = None
 
 
-class GenerationFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What both endpoints understand. Null and absent are the same (`app.body` drops nulls)."""
+class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What every endpoint that generates understands, in the same words.
+
+    Null and absent are the same (`app.body` drops nulls).
+    """
 
     model: str | None = None
-    max_tokens: Natural | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] = 1
     stream: bool = False
-    stream_options: StreamOptions | None = None
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -74,12 +74,20 @@ class GenerationFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     ignore_eos: bool = False
     min_tokens: Natural = 0
     skip_special_tokens: bool = True
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     request_id: RequestId | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Annotated[str, Meta(min_length=1)] | None = None
+
+
+class GenerationFields(SamplingFields, frozen=True, kw_only=True):
+    """What completions and chat completions share beyond that."""
+
+    max_tokens: Natural | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] = 1
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
     response_format: ResponseFormat | None = None
     guided_json: Any = None

@@ -163,6 +163,7 @@ async def make_server(capabilities: Capabilities) -> AsyncIterator[MakeServer]:
     for server in servers:
         server.engine.resume.set()
         await server.http.aclose()
+        server.service.responses.close()
         assert server.engine.running == 0
         assert (server.service.admission.requests, server.service.admission.tokens) == (0, 0)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.schemas import chat, completions, tokenization
-from app.schemas.common import INERT_COMMON, REFUSED_COMMON
+from app.schemas import chat, completions, messages, responses, tokenization
+from app.schemas.common import INERT_COMMON, REFUSED_COMMON, SamplingFields
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 BOTH, COMPLETIONS, CHAT = "both endpoints", "`/v1/completions`", "`/v1/chat/completions`"
@@ -51,10 +51,45 @@ def test_the_tables_are_the_schemas(module: object, schema: type, section: str) 
     ],
     ids=["tokenize", "detokenize"],
 )
-def test_other_endpoints(schema: type, refused: dict[str, str], section: str) -> None:
+def test_tokenization(schema: type, refused: dict[str, str], section: str) -> None:
     fields = {field.name for field in msgspec.structs.fields(schema)}
     expected = dict.fromkeys(fields, "honoured") | dict.fromkeys(refused, "refused")
     assert documented(section) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "schema", "section"),
+    [
+        (responses, responses.ResponsesRequest, "`/v1/responses`"),
+        (messages, messages.MessagesRequest, "`/v1/messages`"),
+    ],
+    ids=["responses", "messages"],
+)
+def test_other_apis(module: object, schema: type, section: str) -> None:
+    inert: dict[str, str] = module.INERT  # type: ignore[attr-defined]
+    refused: dict[str, str] = module.REFUSED  # type: ignore[attr-defined]
+    fields = {field.name for field in msgspec.structs.fields(schema)}
+    if issubclass(schema, SamplingFields):
+        common = {field.name for field in msgspec.structs.fields(SamplingFields)}
+        assert all(documented(BOTH)[name] == "honoured" for name in common)
+        assert common <= named_before_the_table(section)
+        fields -= common
+    assert set(inert) <= fields and not set(refused) & fields
+    expected = {name: "inert" if name in inert else "honoured" for name in fields}
+    assert documented(section) == expected | dict.fromkeys(refused, "refused")
+
+
+def test_counted_tokens() -> None:
+    fields = {field.name for field in msgspec.structs.fields(messages.CountTokensRequest)}
+    text = DOCUMENT.read_text(encoding="utf-8")
+    (listed,) = re.findall(r"count_tokens` takes .*?prompt: (.*?)\.\n", text)
+    assert set(re.findall(r"`(\w+)`", listed)) == fields
+
+
+def named_before_the_table(section: str) -> set[str]:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    (body,) = re.findall(rf"## Fields of {re.escape(section)}\n(.*?)\n\|", text, re.DOTALL)
+    return set(re.findall(r"`(\w+)`", body))
 
 
 def test_what_is_common_is_common() -> None:

@@ -20,6 +20,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "a"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/detokenize": {"tokens": [1]},
+    "/v1/responses": {"input": "a"},
+    "/v1/responses/input_tokens": {"input": "a"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "hi"}]},
 }
 EACH = pytest.mark.parametrize("route", WITH_BODY, ids=lambda route: route.path)
 

@@ -87,3 +87,47 @@ async def test_errors(client: tuple[openai.AsyncOpenAI, Server]) -> None:
     with pytest.raises(openai.APIError, match="engine"):
         async for _ in stream:
             pass
+
+
+async def test_responses(client: tuple[openai.AsyncOpenAI, Server]) -> None:
+    api, server = client
+    server.say("hello world, this")
+    fields = {
+        "model": "tiny", "input": "hi", "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2, "metadata": {"a": "b"}, "instructions": "be brief",
+    }  # fmt: skip
+    plain = await api.responses.create(**fields)
+    assert plain.output_text == "hello world, this"
+    assert plain.usage is not None and plain.usage.output_tokens_details.reasoning_tokens == 0
+    text, kinds = "", []
+    async with api.responses.stream(**fields) as stream:
+        async for event in stream:
+            kinds.append(event.type)
+            if event.type == "response.output_text.delta":
+                text += event.delta
+        final = await stream.get_final_response()
+    assert text == final.output_text == plain.output_text
+    assert final.usage == plain.usage
+    assert kinds[-1] == "response.completed"
+    following = await api.responses.create(
+        model="tiny", input="more", previous_response_id=final.id
+    )
+    assert await api.responses.retrieve(following.id) == following
+    items = [item async for item in api.responses.input_items.list(following.id, limit=1)]
+    assert [item.type for item in items] == ["message"] * 3
+    assert (await api.responses.input_tokens.count(input="hi", model="tiny")).input_tokens
+    await api.responses.delete(following.id)
+    with pytest.raises(openai.NotFoundError):
+        await api.responses.retrieve(following.id)
+
+
+async def test_a_failing_response(client: tuple[openai.AsyncOpenAI, Server]) -> None:
+    api, server = client
+    with pytest.raises(openai.BadRequestError) as bad:
+        await api.responses.create(model="tiny", input="a", previous_response_id="resp_x")
+    assert bad.value.param == "previous_response_id"
+    server.say("hello world, this")
+    server.engine.die_after = 2
+    events = [e async for e in await api.responses.create(model="tiny", input="a", stream=True)]
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error is not None

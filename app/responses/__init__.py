@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: a chat turn as items and events, kept to be continued."""

@@ -1,0 +1,171 @@
+"""`/v1/responses`: create, count, get, list the input of, delete."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.answer import answer
+from app.body import parse_object, parse_request, read_body
+from app.errors import ApiError
+from app.prompts import prepare
+from app.responses.handler import ResponsesHandler
+from app.responses.items import Item, input_items
+from app.responses.request import check
+from app.responses.store import Stored
+from app.schemas.responses import REFUSED, ResponsesRequest
+from app.service import Service
+
+_MAX_PAGE = 100
+
+
+class ItemList(msgspec.Struct):
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: str = "list"
+
+
+class Deleted(msgspec.Struct):
+    id: str
+    object: str = "response"
+    deleted: bool = True
+
+
+class InputTokens(msgspec.Struct):
+    input_tokens: int
+    object: str = "response.input_tokens"
+
+
+async def create_response(service: Service, request: Request) -> Response:
+    """Generate a response, kept unless `store` is false."""
+    fields, size = await _read(service, request)
+    handler = await _handler(service, request, fields)
+    return await answer(
+        service, request, fields, handler, samples=1, body_bytes=size, ending=handler.ending
+    )
+
+
+async def count_input_tokens(service: Service, request: Request) -> Response:
+    """How many tokens the input of such a request would have."""
+    fields, size = await _read(service, request)
+    handler = await _handler(service, request, fields)
+    await prepare(handler.prepare, size)
+    return _json(InputTokens(len(handler.jobs[0].prompt)))
+
+
+async def get_response(service: Service, request: Request) -> Response:
+    """A kept response."""
+    query = _query(request, {"stream", "include", "include_obfuscation", "starting_after"})
+    if query.get("stream", "false") != "false" or "starting_after" in query:
+        raise _bad("stream", "a response can only be streamed while it is generated")
+    stored = await _find(service, request, request.path_params["response_id"])
+    return Response(stored.response, media_type="application/json")
+
+
+async def list_input_items(service: Service, request: Request) -> Response:
+    """The items that a kept response was generated from, page by page."""
+    query = _query(request, {"limit", "order", "after", "include"})
+    limit, order = query.get("limit", "20"), query.get("order", "desc")
+    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= _MAX_PAGE):
+        raise _bad("limit", f"expected 1 to {_MAX_PAGE}")
+    if order not in ("asc", "desc"):
+        raise _bad("order", "expected asc or desc")
+    stored = await _find(service, request, request.path_params["response_id"])
+    items = stored.input if order == "asc" else stored.input[::-1]
+    if (after := query.get("after")) is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise _bad("after", "there is no such item")
+        items = items[ids.index(after) + 1 :]
+    page = items[: int(limit)]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    return _json(ItemList(page, first, last, len(items) > len(page)))
+
+
+async def delete_response(service: Service, request: Request) -> Response:
+    """Forget a kept response."""
+    _query(request, set())
+    id = request.path_params["response_id"]
+    if not await service.responses.delete(id, _owner(request)):
+        raise _not_found(id)
+    return _json(Deleted(id))
+
+
+async def cancel_response(service: Service, request: Request) -> Response:
+    """Always refused: only responses generated in the background could be cancelled."""
+    await read_body(request, service.settings.max_body_bytes)
+    await _find(service, request, request.path_params["response_id"])
+    raise ApiError(
+        "only responses generated in the background can be cancelled; this one is complete",
+        param="response_id",
+        code="invalid_value",
+    )
+
+
+async def _read(service: Service, request: Request) -> tuple[ResponsesRequest, int]:
+    body = await read_body(request, service.settings.max_body_bytes)
+    fields = parse_request(body, ResponsesRequest, REFUSED)
+    service.check_model(fields.model)
+    check(fields)
+    return fields, len(body)
+
+
+async def _handler(
+    service: Service, request: Request, fields: ResponsesRequest
+) -> ResponsesHandler:
+    """With the whole context: what the previous response was made from, itself, and the input."""
+    items = input_items(fields.input)
+    owner = _owner(request)
+    if (previous := fields.previous_response_id) is not None:
+        stored = await service.responses.get(previous, owner, time.time())
+        if stored is None:
+            raise _not_found(previous, "previous_response_id", 400)
+        output = parse_object(stored.response)["output"]
+        # A call that was cut off has arguments that nobody can read.
+        whole = [i for i in output if i["type"] != "function_call" or i["status"] == "completed"]
+        items = [*stored.input, *(input_items(whole) if whole else ()), *items]
+    store = service.responses if fields.store else None
+    return ResponsesHandler(service, fields, items, store, owner)
+
+
+async def _find(service: Service, request: Request, id: str) -> Stored:
+    stored = await service.responses.get(id, _owner(request), time.time())
+    if stored is None:
+        raise _not_found(id)
+    return stored
+
+
+def _owner(request: Request) -> str:
+    """Who may see a response: whoever has the same API key."""
+    return str(request.scope.get("state", {}).get("tenant", ""))
+
+
+def _query(request: Request, known: set[str]) -> dict[str, str]:
+    for name in request.query_params:
+        # Lists are sent as include[]=…
+        if name.removesuffix("[]") not in known:
+            raise ApiError(f"unknown parameter: {name}", param=name, code="unknown_parameter")
+    return dict(request.query_params)
+
+
+def _not_found(id: str, param: str = "response_id", status: int = 404) -> ApiError:
+    return ApiError(
+        f"there is no response with the id {id[:200]!r}",
+        status=status,
+        param=param,
+        code="response_not_found" if status == 404 else "previous_response_not_found",
+    )
+
+
+def _bad(param: str, message: str) -> ApiError:
+    return ApiError(f"{param}: {message}", param=param, code="invalid_value")
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

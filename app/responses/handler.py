@@ -1,0 +1,146 @@
+"""One response from its checked request to its last event."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from app.chat_turn import ChatTurn
+from app.choice import Delta
+from app.errors import ApiError, renamed
+from app.generation import Generation
+from app.logprobs import ChatToken, chat_logprobs
+from app.responses.items import Item, new_id
+from app.responses.objects import IncompleteDetails, ResponseError, ResponseUsage
+from app.responses.output import Event, Output
+from app.responses.request import chat_request, new_response, own_name
+from app.responses.store import ResponseStore, Stored
+from app.schemas.responses import ResponsesRequest
+from app.service import Service
+from app.sse import StreamEnd, event_bytes
+from app.structured.request import RequestedGrammar
+from app.turns.parts import Text
+from app.usage import usage_of
+
+
+class ResponsesHandler:
+    """The chat turn of a response, its output as it grows, and the object that sums it up."""
+
+    def __init__(
+        self,
+        service: Service,
+        fields: ResponsesRequest,
+        items: list[Item],
+        store: ResponseStore | None,
+        owner: str,
+    ) -> None:
+        """`items` are the whole context. Raises `ApiError`."""
+        with renamed(own_name):
+            self.turn = ChatTurn(service, chat_request(fields, items))
+        self.jobs = self.turn.jobs
+        self.grammar: RequestedGrammar | None = None
+        self._items = items
+        self._store = store
+        self._owner = owner
+        self._tokenizer = service.tokenizer
+        self._output = Output()
+        self._sequence = 0
+        self._response = new_response(service, fields, new_id("resp"), int(time.time()))
+
+    def prepare(self) -> None:
+        with renamed(own_name):
+            self.turn.prepare()
+        if (grammar := self.turn.grammar) is not None:
+            self.grammar = grammar._replace(param=own_name(grammar.param))
+
+    async def run(self, generation: Generation) -> bytes:
+        """The whole response as JSON."""
+        finish = None
+        async with aclosing(generation.deltas()) as deltas:
+            async for _, delta in deltas:
+                deque(self._events(delta), maxlen=0)
+                finish = delta.finish or finish
+        deque(self._output.finish(_status(finish)), maxlen=0)
+        await self._complete(_status(finish))
+        return msgspec.json.encode(self._response)
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
+        """Events. The first ones come with the first token: what fails before is an HTTP error."""
+        finish = None
+        async with aclosing(generation.deltas()) as deltas:
+            async for _, delta in deltas:
+                piece = b""
+                if not self._sequence:
+                    piece = self._state("created") + self._state("in_progress")
+                piece += self._write(self._events(delta))
+                finish = delta.finish or finish
+                if piece:
+                    yield piece
+        piece = self._write(self._output.finish(_status(finish)))
+        await self._complete(_status(finish))
+        yield piece + self._state(_status(finish))
+
+    @property
+    def ending(self) -> StreamEnd:
+        """No [DONE]: the last event says how it ended."""
+        return StreamEnd(b"", self._failed)
+
+    def _failed(self, error: ApiError) -> bytes:
+        self._response.status = "failed"
+        self._response.error = ResponseError("server_error", error.message)
+        self._response.output = self._output.items
+        return self._state("failed")
+
+    def _events(self, delta: Delta) -> Iterator[Event]:
+        logprobs = self._logprobs(delta.entries)
+        for part in delta.news:
+            is_text = isinstance(part, Text)
+            yield from self._output.feed(part, logprobs if is_text else [])
+            logprobs = [] if is_text else logprobs
+
+    async def _complete(self, status: str) -> None:
+        response = self._response
+        response.status = status
+        response.completed_at = int(time.time())
+        response.output = self._output.items
+        if status == "incomplete":
+            response.incomplete_details = IncompleteDetails("max_output_tokens")
+            response.completed_at = None
+        reasoning = self.jobs[0].choice.reasoning_tokens or 0
+        response.usage = ResponseUsage.of(usage_of(self.jobs, 1), reasoning)
+        if self._store is not None:
+            stored = Stored(msgspec.json.encode(response), self._items)
+            await self._store.put(response.id, self._owner, stored, time.time())
+
+    def _state(self, name: str) -> bytes:
+        """An event with the response as it is now."""
+        return self._write([{"type": f"response.{name}", "response": self._response}])
+
+    def _write(self, events: Iterable[Event]) -> bytes:
+        """Events as bytes, numbered."""
+        written = []
+        for event in events:
+            event["sequence_number"] = self._sequence
+            self._sequence += 1
+            written.append(event_bytes(event["type"], event))
+        return b"".join(written)
+
+    def _logprobs(self, entries: Any) -> list[ChatToken]:
+        fields = self.turn.fields
+        if not fields.logprobs:
+            return []
+        return chat_logprobs(
+            entries,
+            self._tokenizer,
+            fields.top_logprobs or 0,
+            as_ids=fields.return_tokens_as_token_ids,
+        ).content
+
+
+def _status(finish: str | None) -> str:
+    return "incomplete" if finish == "length" else "completed"
