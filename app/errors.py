@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.anthropic import errors as anthropic
@@ -111,6 +112,15 @@ def engine_dead(error: EngineDeadError) -> ApiError:
     return ApiError(str(error), status=503, code="engine_unavailable", headers={"retry-after": "5"})
 
 
+def _allowed_methods(request: Request) -> str:
+    """Of all routes with the path's pattern: Starlette looks no further than the first."""
+    scope = dict(request.scope) | {"method": "none"}
+    routes = request.app.routes
+    first = next(route for route in routes if route.matches(scope)[0] is not Match.NONE)
+    methods = (route.methods or () for route in routes if route.path == first.path)
+    return ", ".join(sorted({method for each in methods for method in each}))
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Give every way a request can fail the same shape."""
 
@@ -123,7 +133,10 @@ def install_error_handlers(app: FastAPI) -> None:
         message = str(error.detail or HTTPStatus(error.status_code).phrase)
         if error.status_code == 404:
             message = f"no such endpoint: {request.method} {request.url.path}"
-        plain = ApiError(message, status=error.status_code, headers=error.headers)
+        headers = error.headers
+        if error.status_code == 405:
+            headers = {"allow": _allowed_methods(request)}
+        plain = ApiError(message, status=error.status_code, headers=headers)
         return plain.response(request.scope)
 
     async def dead_engine(request: Request, error: Exception) -> Response:

@@ -38,13 +38,14 @@ class Route(NamedTuple):
     body: Struct | None = None
     answer: Struct | None = None
     streams: bool = False  # the answer may be server-sent events
+    text: bool = False  # the answer is plain text
     errors: dict[str, Any] = ERROR_SCHEMA
 
 
 ROUTES = (
     *(Route("GET", path, health.health) for path in sorted(health.OPEN_PATHS)),
     Route("GET", "/version", health.server_version),
-    Route("GET", "/metrics", metrics.scrape),
+    Route("GET", "/metrics", metrics.scrape, text=True),
     Route("GET", "/v1/models", models.list_models, answer=models.ModelList),
     Route("GET", "/v1/models/{name:path}", models.get_model, answer=models.ModelCard),
     Route(
@@ -143,6 +144,8 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     content: dict[str, Any] = {}
     if route.answer is not None:
         content["application/json"] = {"schema": _json_schema(route.answer)}
+    if route.text:
+        content["text/plain"] = {"schema": {"type": "string"}}
     if route.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     responses: dict[int | str, dict[str, Any]] = {

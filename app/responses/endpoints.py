@@ -44,8 +44,7 @@ class InputTokens(msgspec.Struct):
 
 async def create_response(service: Service, request: Request) -> Response:
     """Generate a response, kept unless `store` is false."""
-    fields, size = await _read(service, request)
-    handler = await _handler(service, request, fields)
+    fields, handler, size = await _prepare(service, request)
     return await answer(
         service, request, fields, handler, samples=1, body_bytes=size, ending=handler.ending
     )
@@ -53,8 +52,7 @@ async def create_response(service: Service, request: Request) -> Response:
 
 async def count_input_tokens(service: Service, request: Request) -> Response:
     """How many tokens the input of such a request would have."""
-    fields, size = await _read(service, request)
-    handler = await _handler(service, request, fields)
+    _, handler, size = await _prepare(service, request)
     await prepare(handler.prepare, size)
     return _json(InputTokens(len(handler.jobs[0].prompt)))
 
@@ -77,7 +75,9 @@ async def list_input_items(service: Service, request: Request) -> Response:
     if order not in ("asc", "desc"):
         raise _bad("order", "expected asc or desc")
     stored = await _find(service, request, request.path_params["response_id"])
-    items = stored.input if order == "asc" else stored.input[::-1]
+    items = await prepare(lambda: _items(stored.input), stored.size)
+    if order == "desc":
+        items.reverse()
     if (after := query.get("after")) is not None:
         ids = [item["id"] for item in items]
         if after not in ids:
@@ -108,30 +108,42 @@ async def cancel_response(service: Service, request: Request) -> Response:
     )
 
 
-async def _read(service: Service, request: Request) -> tuple[ResponsesRequest, int]:
+async def _prepare(
+    service: Service, request: Request
+) -> tuple[ResponsesRequest, ResponsesHandler, int]:
+    """The request, its handler, and how many bytes these are with the previous response."""
     body = await read_body(request, service.settings.max_body_bytes)
     fields = parse_request(body, ResponsesRequest, REFUSED)
     service.check_model(fields.model)
     check(fields)
-    return fields, len(body)
-
-
-async def _handler(
-    service: Service, request: Request, fields: ResponsesRequest
-) -> ResponsesHandler:
-    """With the whole context: what the previous response was made from, itself, and the input."""
-    items = input_items(fields.input)
-    owner = _owner(request)
-    if (previous := fields.previous_response_id) is not None:
-        stored = await service.responses.get(previous, owner, time.time())
-        if stored is None:
-            raise _not_found(previous, "previous_response_id", 400)
-        output = parse_object(stored.response)["output"]
-        # A call that was cut off has arguments that nobody can read.
-        whole = [i for i in output if i["type"] != "function_call" or i["status"] == "completed"]
-        items = [*stored.input, *(input_items(whole) if whole else ()), *items]
+    owner, size = _owner(request), len(body)
+    previous = None
+    if fields.previous_response_id is not None:
+        previous = await service.responses.get(fields.previous_response_id, owner, time.time())
+        if previous is None:
+            raise _not_found(fields.previous_response_id, "previous_response_id", 400)
+        size += previous.size
     store = service.responses if fields.store else None
-    return ResponsesHandler(service, fields, items, store, owner)
+
+    def work() -> ResponsesHandler:
+        return ResponsesHandler(service, fields, _context(fields, previous), store, owner)
+
+    return fields, await prepare(work, size), size
+
+
+def _context(fields: ResponsesRequest, previous: Stored | None) -> list[Item]:
+    """What the previous response was made from, itself, and the input. Raises `ApiError`."""
+    items = input_items(fields.input)
+    if previous is None:
+        return items
+    output = parse_object(previous.response)["output"]
+    # A call that was cut off has arguments that nobody can read.
+    whole = [i for i in output if i["type"] != "function_call" or i["status"] == "completed"]
+    return [*_items(previous.input), *(input_items(whole) if whole else ()), *items]
+
+
+def _items(stored: bytes) -> list[Item]:
+    return msgspec.json.decode(stored, type=list[Item])
 
 
 async def _find(service: Service, request: Request, id: str) -> Stored:

@@ -39,12 +39,12 @@ class ResponsesHandler:
         store: ResponseStore | None,
         owner: str,
     ) -> None:
-        """`items` are the whole context. Raises `ApiError`."""
+        """`items` are the whole context; with `store` they are kept, too. Raises `ApiError`."""
         with renamed(own_name):
             self.turn = ChatTurn(service, chat_request(fields, items))
         self.jobs = self.turn.jobs
         self.grammar: RequestedGrammar | None = None
-        self._items = items
+        self._input = b"" if store is None else msgspec.json.encode(items)
         self._store = store
         self._owner = owner
         self._tokenizer = service.tokenizer
@@ -114,7 +114,7 @@ class ResponsesHandler:
         reasoning = self.jobs[0].choice.reasoning_tokens or 0
         response.usage = ResponseUsage.of(usage_of(self.jobs, 1), reasoning)
         if self._store is not None:
-            stored = Stored(msgspec.json.encode(response), self._items)
+            stored = Stored(msgspec.json.encode(response), self._input)
             await self._store.put(response.id, self._owner, stored, time.time())
 
     def _state(self, name: str) -> bytes:

@@ -6,11 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-import msgspec
-
-from app.responses.items import Item
+from typing import Any, NamedTuple, TypeVar
 
 Result = TypeVar("Result")
 
@@ -30,11 +26,15 @@ class ResponseStoreError(ValueError):
     """The file cannot be used; the message says why."""
 
 
-class Stored(msgspec.Struct):
-    """A response as JSON, and all items that it was generated from."""
+class Stored(NamedTuple):
+    """A response, and the list of all items that it was generated from; both as JSON."""
 
     response: bytes
-    input: list[Item]
+    input: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.response) + len(self.input)
 
 
 class ResponseStore:
@@ -61,8 +61,7 @@ class ResponseStore:
 
     async def put(self, id: str, owner: str, stored: Stored, now: float) -> None:
         """Keep a response. `now` is wall-clock time."""
-        items = msgspec.json.encode(stored.input)
-        row = (id, owner, now, len(stored.response) + len(items), stored.response, items)
+        row = (id, owner, now, stored.size, *stored)
         await self._run(lambda: self._put(row, now))
 
     async def get(self, id: str, owner: str, now: float) -> Stored | None:
@@ -73,9 +72,7 @@ class ResponseStore:
                 (id, owner, now - MAX_AGE_SECONDS),
             ).fetchone()
         )
-        if row is None:
-            return None
-        return Stored(row[0], msgspec.json.decode(row[1], type=list[Item]))
+        return None if row is None else Stored(*row)
 
     async def delete(self, id: str, owner: str) -> bool:
         """Whether there was one to delete."""

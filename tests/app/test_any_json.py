@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.schemas import chat, completions
+from app.schemas import chat, completions, messages, responses
 from tests.app.conftest import Server
 
 SCALARS = st.one_of(
@@ -35,6 +35,7 @@ def bodies(schema: type, required: dict[str, Any], refused: dict[str, str]) -> s
     )
 
 
+ANTHROPIC = {"type", "message"}
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -46,8 +47,17 @@ MESSAGES = [{"role": "user", "content": "hi"}]
             bodies(completions.CompletionRequest, {"prompt": "a"}, completions.REFUSED),
         ),
         ("/v1/chat/completions", bodies(chat.ChatRequest, {"messages": MESSAGES}, chat.REFUSED)),
+        ("/v1/responses", bodies(responses.ResponsesRequest, {"input": "a"}, responses.REFUSED)),
+        (
+            "/v1/messages",
+            bodies(
+                messages.MessagesRequest,
+                {"messages": MESSAGES, "max_tokens": 5},
+                messages.REFUSED,
+            ),
+        ),
     ],
-    ids=["completions", "chat"],
+    ids=["completions", "chat", "responses", "messages"],
 )
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -60,4 +70,5 @@ async def test_no_server_error(
     response = await server.http.post(path, content=json.dumps(body).encode())
     assert response.status_code < 500, (body, response.text)
     if response.status_code != 200:
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        expected = ANTHROPIC if path == "/v1/messages" else {"message", "type", "param", "code"}
+        assert set(response.json()["error"]) == expected

@@ -280,6 +280,7 @@ async def test_unknown_paths_and_methods(server: Server) -> None:
     response = await server.http.get(COMPLETIONS)
     check_error(response, 405, None)
     assert response.headers["allow"] == "POST"
+    assert (await server.http.put("/v1/responses/x")).headers["allow"] == "DELETE, GET"
     check_error(await server.http.get("/v1/models/a/b"), 404, "model")
 
 

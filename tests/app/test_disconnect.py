@@ -26,10 +26,14 @@ async def live(make_server: MakeServer) -> AsyncIterator[tuple[Server, int]]:
         yield server, running.port
 
 
-async def send(port: int, **fields: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def send(
+    port: int, path: str = "/v1/completions", **fields: object
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = json.dumps({"prompt": [70], "max_tokens": 200, "seed": 1, **fields}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    if path == "/v1/completions":
+        fields = {"prompt": [70], "max_tokens": 200, "seed": 1} | fields
+    body = json.dumps(fields).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     await writer.drain()
     return reader, writer
@@ -61,6 +65,35 @@ async def test_in_the_middle_of_a_stream(live: tuple[Server, int], n: int) -> No
     writer.transport.abort()
     await until(lambda: len(server.engine.aborted) == n)
     await until(lambda: server.service.metrics.finished["abort"] == n)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tokens", [0, 3])
+async def test_of_every_chat(
+    live: tuple[Server, int], path: str, fields: dict[str, object], stream: bool, tokens: int
+) -> None:
+    server, port = live
+    server.engine.script = lambda request: [70] * 200
+    server.engine.resume.clear()
+    server.engine.free_tokens = tokens
+    reader, writer = await send(port, path, stream=stream, **fields)
+    await until(lambda: server.service.metrics.generation_tokens == tokens)
+    await until(lambda: server.engine.running == 1)
+    if stream and tokens:
+        await reader.readuntil(b"data: ")
+    writer.transport.abort()
+    await until(lambda: len(server.engine.aborted) == 1)
+    await until(lambda: server.service.metrics.finished["abort"] == 1)
+    assert server.service.admission.requests == 0
 
 
 async def test_a_slow_reader_delays_nobody_and_misses_nothing(live: tuple[Server, int]) -> None:

@@ -314,13 +314,13 @@ async def test_wrong_queries(server: Server, path: str, param: str) -> None:
 async def test_the_store_is_bounded_in_number_and_age() -> None:
     store = ResponseStore("", 3)
     for i in range(5):
-        await store.put(f"r{i}", "me", Stored(b"{}", [{"id": str(i)}]), now=float(i))
+        await store.put(f"r{i}", "me", Stored(b"{}", b"[%d]" % i), now=float(i))
     found = [await store.get(f"r{i}", "me", 5.0) for i in range(5)]
     assert [f is not None for f in found] == [False, False, True, True, True]
-    assert found[4] == Stored(b"{}", [{"id": "4"}])
+    assert found[4] == Stored(b"{}", b"[4]")
     assert await store.get("r4", "me", 4.0 + MAX_AGE_SECONDS) is None
     assert await store.get("r4", "you", 5.0) is None
-    await store.put("late", "me", Stored(b"{}", []), now=3.5 + MAX_AGE_SECONDS)
+    await store.put("late", "me", Stored(b"{}", b"[]"), now=3.5 + MAX_AGE_SECONDS)
     assert await store.delete("r4", "me") and not await store.delete("r3", "me")
     store.close()
 
@@ -329,7 +329,7 @@ async def test_the_store_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("app.responses.store.MAX_BYTES", 1000)
     store = ResponseStore("", 100)
     for i in range(5):
-        await store.put(f"r{i}", "me", Stored(b"x" * 400, []), now=float(i))
+        await store.put(f"r{i}", "me", Stored(b"x" * 400, b""), now=float(i))
     assert [await store.get(f"r{i}", "me", 5.0) is not None for i in range(5)] == (
         [False] * 3 + [True] * 2
     )

@@ -1,0 +1,134 @@
+"""OpenAI's Responses and Anthropic's Messages on the real model, by their own clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import jsonschema
+import openai
+import pytest
+
+from tests.e2e.conftest import MODEL
+from tests.e2e.server_process import ServerProcess
+
+QUESTION = "What is the capital of France?"
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "big": {"type": "boolean"}},
+    "required": ["city", "big"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def claude(server: ServerProcess) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(
+        base_url=server.url, api_key="none", max_retries=0, timeout=60
+    ) as client:
+        yield client
+
+
+def test_a_conversation_by_responses(client: openai.OpenAI, server: ServerProcess) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_output_tokens": 60}
+    first = client.responses.create(input=QUESTION, **fields)
+    assert first.status == "completed" and "Paris" in first.output_text
+    with client.responses.stream(input=QUESTION, **fields) as stream:
+        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == final.output_text == first.output_text
+    assert first.usage is not None and final.usage is not None
+    assert final.usage.input_tokens == first.usage.input_tokens
+    more = client.responses.create(input="And of Italy?", previous_response_id=first.id, **fields)
+    whole = client.chat.completions.create(
+        model=MODEL,
+        temperature=0,
+        max_tokens=60,
+        messages=[
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": first.output_text},
+            {"role": "user", "content": "And of Italy?"},
+        ],
+    )
+    assert more.output_text == whole.choices[0].message.content
+    assert more.usage is not None and whole.usage is not None
+    assert more.usage.input_tokens == whole.usage.prompt_tokens > first.usage.input_tokens
+    assert client.responses.retrieve(more.id) == more
+    server.wait_idle()
+
+
+def test_a_cut_response_says_why(client: openai.OpenAI) -> None:
+    cut = client.responses.create(model=MODEL, input="Tell me a story.", max_output_tokens=5)
+    assert cut.status == "incomplete"
+    assert cut.incomplete_details is not None
+    assert cut.incomplete_details.reason == "max_output_tokens"
+    assert cut.usage is not None and cut.usage.output_tokens == 5
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_schema_is_kept(
+    client: openai.OpenAI, claude: anthropic.Anthropic, temperature: int
+) -> None:
+    text: Any = {"format": {"type": "json_schema", "name": "answer", "schema": SCHEMA}}
+    fields: dict[str, Any] = {"model": MODEL, "temperature": temperature}
+    response = client.responses.create(
+        input=QUESTION, text=text, max_output_tokens=100, **fields, extra_body={"seed": 1}
+    )
+    output: Any = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    message = claude.messages.create(
+        model=MODEL,
+        max_tokens=100,
+        messages=[{"role": "user", "content": QUESTION}],
+        output_config=output,
+        extra_body={"temperature": temperature},
+    )
+    (block,) = message.content
+    assert block.type == "text"
+    for found in (response.output_text, block.text):
+        jsonschema.validate(json.loads(found), SCHEMA)
+
+
+def test_a_bad_schema_is_named_by_its_own_field(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    bad = {"type": "string", "pattern": "("}
+    text: Any = {"format": {"type": "json_schema", "name": "answer", "schema": bad}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model=MODEL, input="a", text=text)
+    assert str(refused.value.param).startswith("text.format.schema")
+    output: Any = {"format": {"type": "json_schema", "schema": bad}}
+    with pytest.raises(anthropic.BadRequestError, match=r"output_config\.format\.schema"):
+        claude.messages.create(
+            model=MODEL,
+            max_tokens=9,
+            messages=[{"role": "user", "content": "a"}],
+            output_config=output,
+        )
+
+
+def test_messages(claude: anthropic.Anthropic, server: ServerProcess) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "system": "You are helpful.",
+    }
+    greedy = {"temperature": 0}
+    plain = claude.messages.create(**asked, max_tokens=60, extra_body=greedy)
+    (block,) = plain.content
+    assert block.type == "text" and "Paris" in block.text
+    assert plain.stop_reason == "end_turn"
+    with claude.messages.stream(**asked, max_tokens=60, extra_body=greedy) as stream:
+        assert "".join(stream.text_stream) == block.text
+        assert stream.get_final_message().usage == plain.usage
+    assert claude.messages.count_tokens(**asked).input_tokens == plain.usage.input_tokens
+    stop = block.text[3:7]
+    cut = claude.messages.create(**asked, max_tokens=60, stop_sequences=[stop], extra_body=greedy)
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", stop)
+    start = " ".join(block.text.split(" ")[:3])
+    begun = [*asked["messages"], {"role": "assistant", "content": start}]
+    rest = claude.messages.create(**asked | {"messages": begun}, max_tokens=60, extra_body=greedy)
+    assert rest.content[0].type == "text"
+    assert start + rest.content[0].text == block.text
+    server.wait_idle()
