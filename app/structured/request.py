@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import msgspec
 
 from app.errors import ApiError
 from app.schemas.common import GenerationFields, StructuredOutputs
-from app.structured.schema import prepare_schema
+from app.structured.expressions import translate
+from app.structured.schema import has_free_keys, prepare_schema
 from batching.core.types import Grammar
 
 _JSON_OBJECT = {"type": "object"}
@@ -35,13 +37,17 @@ def requested_grammar(fields: GenerationFields) -> RequestedGrammar | None:
     ((param, (kind, value)),) = asked.items()
     if fields.allowed_token_ids is not None:
         raise _bad("allowed_token_ids", f"cannot be combined with {param}")
-    grammar = Grammar(_SOURCES[kind](value, param), to_the_end=fields.ignore_eos)
+    grammar = _GRAMMARS[kind](value, param)
+    if fields.ignore_eos:
+        grammar = msgspec.structs.replace(grammar, to_the_end=True)
     return RequestedGrammar(grammar, param)
 
 
-def json_schema_source(schema: dict[str, Any]) -> str:
-    """llguidance's form of a schema that `prepare_schema` returned."""
-    return _encode({"grammars": [{"json_schema": schema}]})
+def schema_grammar(schema: Any, param: str) -> Grammar:
+    """The grammar of a JSON schema's values. Raises `ApiError` naming the place in `param`."""
+    prepared = prepare_schema(schema, param)
+    source = _encode({"grammars": [{"json_schema": prepared}]})
+    return Grammar(source, free_keys=has_free_keys(prepared))
 
 
 def _asked(fields: GenerationFields) -> dict[str, tuple[str, Any]]:
@@ -67,46 +73,54 @@ def _asked(fields: GenerationFields) -> dict[str, tuple[str, Any]]:
 def _structured_outputs(outputs: StructuredOutputs | None) -> list[tuple[str, Any]]:
     if outputs is None:
         return []
-    values = {name: getattr(outputs, name) for name in outputs.__struct_fields__}
-    return [(name, value) for name, value in values.items() if value not in (None, False)]
+    values = [(name, getattr(outputs, name)) for name in outputs.__struct_fields__]
+    values = [(name, value) for name, value in values if value is not None]
+    if not values:
+        names = ", ".join(outputs.__struct_fields__)
+        raise _bad("structured_outputs", f"expected one of {names}")
+    return [item for item in values if item != ("json_object", False)]
 
 
-def _json_object(value: Any, param: str) -> str:
-    return json_schema_source(prepare_schema(_JSON_OBJECT, param))
+def _json_object(value: Any, param: str) -> Grammar:
+    return schema_grammar(_JSON_OBJECT, param)
 
 
-def _json(value: Any, param: str) -> str:
+def _json(value: Any, param: str) -> Grammar:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
         except (ValueError, RecursionError) as error:
             raise _bad(param, f"not valid JSON: {error}") from None
-    return json_schema_source(prepare_schema(value, param))
+    return schema_grammar(value, param)
 
 
-def _regex(value: str, param: str) -> str:
-    escaped = value.replace("/", r"\/").replace("\n", r"\n")
-    return _encode({"grammars": [{"lark_grammar": f"start: /{escaped}/"}]})
+def _regex(value: str, param: str) -> Grammar:
+    escaped = re.sub(r"(?s)\\.|/", _escaped, translate(value)).replace("\n", r"\n")
+    return Grammar(f"start: /{escaped}/")
 
 
-def _choice(value: list[str], param: str) -> str:
-    return "start: " + " | ".join(map(_encode, value))
+def _escaped(match: re.Match[str]) -> str:
+    return r"\/" if match[0] == "/" else match[0]
 
 
-def _grammar(value: str, param: str) -> str:
+def _choice(value: list[str], param: str) -> Grammar:
+    return Grammar("start: " + " | ".join(map(_encode, value)))
+
+
+def _grammar(value: str, param: str) -> Grammar:
     if "%json" in value or value.lstrip().startswith("{"):  # their schemas would not be checked
         raise _bad(param, "JSON schemas within a grammar are not supported; use guided_json")
     if "::=" not in value:
-        return value
+        return Grammar(value)
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
-        return str(gbnf_to_lark(value))
+        return Grammar(str(gbnf_to_lark(value)))
     except Exception as error:  # whatever the converter stumbles on is in the grammar
         raise _bad(param, f"not valid GBNF: {error}") from None
 
 
-_SOURCES = {
+_GRAMMARS = {
     "json_object": _json_object,
     "json": _json,
     "regex": _regex,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ Schema = dict[str, Any]
 Resolve = Callable[[Any], Any]
 
 _MAX_UNIQUE = 5  # values whose subsets are written out
+_MOST = 64  # choices of keys that are
 _ANNOTATIONS = frozenset({
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$comment", "$id", "$anchor", "$defs", "definitions",
@@ -39,7 +41,7 @@ def old_keywords(node: Schema) -> None:
         node["dependentRequired"] = node.pop("dependencies")
 
 
-def close(node: Schema) -> None:
+def close(node: Schema) -> str | None:
     """Forbid keys that the schema does not name, if it names any and does not speak of others."""
     if "properties" in node and "additionalProperties" not in node:
         if "patternProperties" not in node:
@@ -47,6 +49,59 @@ def close(node: Schema) -> None:
             for name in node.get("required", ()):
                 node["properties"].setdefault(name, {})
         node["additionalProperties"] = False
+    return count_properties(node)
+
+
+def count_properties(node: Schema) -> str | None:
+    """How many keys an object has, by which of the optional ones it has."""
+    names = node.get("properties")
+    counted = {"minProperties", "maxProperties"} & set(node)
+    if not names or not counted or set(names) <= set(node.get("required", ())):
+        return None
+    if node["additionalProperties"] is not False or "patternProperties" in node or "anyOf" in node:
+        return "minProperties and maxProperties are only supported where all keys are named"
+    required = [name for name in names if name in node.get("required", ())]
+    optional = [name for name in names if name not in required]
+    low = max(node.pop("minProperties", 0) - len(required), 0)
+    high = min(node.pop("maxProperties", len(names)) - len(required), len(optional))
+    if low > high:
+        return "there are not as many keys as minProperties and maxProperties demand"
+    parts: list[Schema]
+    if high == len(optional):  # which are there at least; any other may be there, too
+        sets = itertools.combinations(optional, low)
+        parts = [{"required": [*required, *some]} for some in itertools.islice(sets, _MOST + 1)]
+    else:
+        counts = range(low, high + 1)
+        every = itertools.chain(*(itertools.combinations(optional, count) for count in counts))
+        parts = [
+            {
+                "properties": {name: names[name] for name in names if name in (*required, *some)},
+                "required": [*required, *some],
+            }
+            for some in itertools.islice(every, _MOST + 1)
+        ]
+    if len(parts) > _MOST:
+        return f"minProperties and maxProperties leave more than {_MOST} choices of keys"
+    whole = {key: node.pop(key) for key in ("properties", "required", "type") if key in node}
+    node["anyOf"] = [{**whole, **part, "additionalProperties": False} for part in parts]
+    del node["additionalProperties"]
+    return None
+
+
+def open_interval(node: Schema) -> None:
+    """llguidance takes an excluded whole number into intervals shorter than 1: leave it farther."""
+    low, high = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
+    if low is None or high is None or not 0 < high - low < 1:
+        return
+    step = 10.0 ** math.floor(math.log10(high - low) - 3)
+    if low == math.floor(low):
+        node["minimum"] = max(
+            node.get("minimum", low), round(node.pop("exclusiveMinimum") + step, 12)
+        )
+    if high == math.floor(high):
+        node["maximum"] = min(
+            node.get("maximum", high), round(node.pop("exclusiveMaximum") - step, 12)
+        )
 
 
 def contains(node: Schema) -> str | None:
@@ -197,6 +252,8 @@ def _excludes(written: Any, other: Any, resolve: Resolve, depth: int = 4) -> boo
     types, others = _types(written), _types(other)
     if types and others and not types & others:
         return True
+    if types <= {"number"} or others <= {"number"}:
+        return _lowest(written) > _highest(other) or _lowest(other) > _highest(written)
     values, wanted = _values(written), _values(other)
     if values is not None and wanted is not None:
         return not values & wanted
@@ -208,6 +265,14 @@ def _excludes(written: Any, other: Any, resolve: Resolve, depth: int = 4) -> boo
         or _excludes(known[name], other.get("properties", {}).get(name, True), resolve, depth - 1)
         for name in other.get("required", ())
     )
+
+
+def _lowest(node: Schema) -> float:
+    return max(node.get("minimum", -math.inf), node.get("exclusiveMinimum", -math.inf))
+
+
+def _highest(node: Schema) -> float:
+    return min(node.get("maximum", math.inf), node.get("exclusiveMaximum", math.inf))
 
 
 def _is_open(node: Schema) -> bool:

@@ -13,12 +13,14 @@ it.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from app.errors import ApiError
+from app.structured import formats
+from app.structured.expressions import translate
 from app.structured.rewrites import (
     close,
     contains,
@@ -26,6 +28,7 @@ from app.structured.rewrites import (
     exclusive_alternatives,
     merge_all_of,
     old_keywords,
+    open_interval,
     property_names,
     unique_items,
 )
@@ -33,14 +36,10 @@ from app.structured.rewrites import (
 MAX_DEPTH = 100
 # llguidance builds an automaton with as many states, in time that grows with their square.
 _MAX_DIVISOR = 1000
+_MAX_DECIMALS = 6
 # No text is so long; regular expressions cannot count so far.
 _ENDLESS = 10_000_000
 _TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
-_FORMATS = frozenset({
-    "date", "date-time", "time", "duration", "uuid", "email", "hostname", "ipv4", "ipv6", "uri",
-})  # fmt: skip
-# OpenAPI's hints about how a value is stored or shown: they constrain nothing.
-_HINTS = frozenset({"int32", "int64", "float", "double", "password", "binary", "byte"})
 _UNSUPPORTED = (
     "$dynamicRef", "$recursiveRef", "not", "if", "then", "else", "dependentSchemas",
     "dependencies", "unevaluatedItems", "maxContains", "contentSchema",
@@ -89,9 +88,9 @@ class _Preparation:
         self._open: set[int] = set()  # parts of a whole: another part may have the other keys
         self.result.pop("$schema", None)
         self._visit(self.result, "", 0)
-        for node in self._seen.values():
-            if id(node) not in self._open:
-                close(node)
+        for node in list(self._seen.values()):
+            if id(node) not in self._open and (refusal := close(node)) is not None:
+                raise _Fault("", refusal)
         self.result["x-guidance"] = dict(_SEPARATORS)
 
     def _visit(self, node: Any, path: str, depth: int) -> None:
@@ -116,6 +115,7 @@ class _Preparation:
         reference = node.get("$ref")
         if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
             self._visit(self.resolve(node, path), path, depth + 1)
+            node["$ref"] = "#" + quote(unquote(reference[1:]), safe="/~")
         elif reference is not None and not (
             isinstance(reference, str) and reference.startswith("#")
         ):
@@ -136,7 +136,7 @@ class _Preparation:
     def _rewrite(self, node: Schema, path: str) -> None:
         """Express by what llguidance knows what it does not, or refuse it."""
         steps: list[Callable[[Schema], str | None]] = [
-            contains, dependent_required, property_names, unique_items,
+            contains, dependent_required, property_names, unique_items, open_interval,
         ]  # fmt: skip
         for step in steps:
             if (refusal := step(node)) is not None:
@@ -167,6 +167,21 @@ class _Preparation:
                 return node
             node = self.resolve(node, path)
         raise _Fault(f"{path}.$ref", "the reference leads back to itself")
+
+
+def has_free_keys(node: Any) -> bool:
+    """Whether a prepared schema lets the model choose keys: `Grammar.free_keys`."""
+    if not isinstance(node, dict):
+        return node is True
+    return _is_open(node) or any(has_free_keys(child) for child, _ in _children(node, ""))
+
+
+def _is_open(node: Schema) -> bool:
+    if "object" not in node.get("type", ["object"]) or {"enum", "const", "$ref"} & set(node):
+        return False
+    if set(_ALTERNATIVES) & set(node) and not _constrains(node):
+        return False
+    return node.get("additionalProperties", True) is not False or "patternProperties" in node
 
 
 def _constrains(node: Schema) -> bool:
@@ -214,11 +229,12 @@ def _check(node: Schema, path: str) -> None:
     _check_divisor(node, path)
     if not isinstance(node.get("pattern", ""), str):
         raise _Fault(f"{path}.pattern", "expected a regular expression")
-    if "format" in node and node["format"] not in _FORMATS:
-        if node["format"] not in _HINTS:
-            names = ", ".join(sorted(_FORMATS))
-            raise _Fault(f"{path}.format", f"only these formats are supported: {names}")
-        del node["format"]
+    if "pattern" in node:
+        node["pattern"] = translate(node["pattern"])
+    if isinstance(node.get("patternProperties"), dict):
+        patterns = node["patternProperties"].items()
+        node["patternProperties"] = {translate(key): part for key, part in patterns}
+    _check_format(node, path)
 
 
 def _check_type(node: Schema, path: str) -> None:
@@ -230,6 +246,22 @@ def _check_type(node: Schema, path: str) -> None:
             raise _Fault(f"{path}.type", f"unknown type {str(name)[:40]!r}")
     if not types:
         raise _Fault(f"{path}.type", "the list is empty")
+
+
+def _check_format(node: Schema, path: str) -> None:
+    name = node.get("format")
+    if name is None or name in formats.OTHERS:
+        return
+    if not isinstance(name, str) or name not in formats.PATTERNS.keys() | formats.HINTS:
+        known = ", ".join(sorted(formats.PATTERNS.keys() | formats.OTHERS))
+        raise _Fault(f"{path}.format", f"only these formats are supported: {known}")
+    del node["format"]
+    if name in formats.PATTERNS:
+        pattern = f"^(?:{formats.PATTERNS[name]})$"
+        if "pattern" in node:
+            node["allOf"] = [*node.get("allOf", []), {"pattern": pattern}]
+        else:
+            node["pattern"] = pattern
 
 
 def _check_count(node: Schema, name: str, path: str) -> None:
@@ -251,9 +283,8 @@ def _check_divisor(node: Schema, path: str) -> None:
     divisor = node.get("multipleOf", 1)
     if divisor <= 0:
         raise _Fault(f"{path}.multipleOf", "must be greater than 0")
-    scale = 1
-    while divisor != math.floor(divisor) and scale < 10**6:
-        divisor, scale = round(node["multipleOf"] * scale * 10, 6), scale * 10
-    if divisor > _MAX_DIVISOR or scale >= 10**6:
+    number = Decimal(repr(divisor)).normalize()
+    decimals = max(-int(number.as_tuple().exponent), 0)
+    if decimals > _MAX_DECIMALS or number.scaleb(decimals) > _MAX_DIVISOR:
         message = f"at most {_MAX_DIVISOR} (its decimal point aside) is supported"
         raise _Fault(f"{path}.multipleOf", message)

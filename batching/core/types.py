@@ -32,6 +32,7 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
 
     source: str  # as llguidance reads it: Lark, in which JSON schemas and expressions may nest
     to_the_end: bool = False  # end only where nothing may follow (the client's `ignore_eos`)
+    free_keys: bool = False  # it is JSON with keys that no schema names: none may come twice
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,12 +7,14 @@ over the steps, a few microseconds each, and bounded by `LIMITS`.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from batching.core.types import Grammar, SamplingParams
+from batching.worker.unique_keys import KeyTokens, UniqueKeys
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -35,7 +37,11 @@ class Matcher:
     """Follows one sequence's text through its grammar."""
 
     def __init__(
-        self, matcher: LLMatcher, end_tokens: tuple[int, ...], params: SamplingParams
+        self,
+        matcher: LLMatcher,
+        end_tokens: tuple[int, ...],
+        params: SamplingParams,
+        keys: UniqueKeys | None,
     ) -> None:
         assert params.grammar is not None
         self._matcher = matcher
@@ -43,11 +49,15 @@ class Matcher:
         self._stops_from = params.min_tokens
         self._to_the_end = end_tokens if params.grammar.to_the_end else ()
         self._generated = 0
+        self._keys = keys
 
     def accept(self, *tokens: int) -> None:
         """Take in generated tokens. What the grammar does not allow ends it: `fill` is False."""
         self._generated += len(tokens)
         self._matcher.consume_tokens(list(tokens))
+        if self._keys is not None:
+            for token in tokens:
+                self._keys.accept(token)
 
     def fill(self, row: np.ndarray) -> bool:
         """Write a bit per token id into `row` (int32 words): whether the token may come next.
@@ -55,12 +65,28 @@ class Matcher:
         False if none may, or if the grammar is too complex to say.
         """
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._matcher.is_error() or not row.any():
+        if self._matcher.is_error():
+            return False
+        if self._keys is not None:
+            self._ban_repeated_keys(self._keys, row)
+        if not row.any():
             return False
         early = self._stops if self._generated < self._stops_from else self._to_the_end
         if early and not self._matcher.is_stopped():
             _clear(row, early)
         return True
+
+    def _ban_repeated_keys(self, keys: UniqueKeys, row: np.ndarray) -> None:
+        _clear(row, keys.repeating(row))
+        for token in keys.doubtful():
+            if _has(row, token):  # it must not lead to where only the banned quote may follow
+                ahead, after, there = self._matcher.deep_copy(), keys.copy(), np.empty_like(row)
+                ahead.consume_token(token)
+                after.accept(token)
+                ahead.unsafe_compute_mask_ptr(there.ctypes.data, there.nbytes)
+                _clear(there, after.repeating(there))
+                if not there.any():
+                    _clear(row, [token])
 
 
 class Grammars:
@@ -72,6 +98,7 @@ class Grammars:
         self._vocab_size = vocab_size
         self._end_tokens = end_tokens
         self._tokenizer: LLTokenizer | None = None
+        self._keys: KeyTokens | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     @property
@@ -83,7 +110,8 @@ class Grammars:
         """A matcher at the beginning of the text; of a faulty grammar one that allows nothing."""
         assert params.grammar is not None
         compiled = self._compile(params.grammar.source)
-        return Matcher(compiled.deep_copy(), self._end_tokens, params)
+        keys = UniqueKeys(self._key_tokens()) if params.grammar.free_keys else None
+        return Matcher(compiled.deep_copy(), self._end_tokens, params, keys)
 
     def fault(self, grammar: Grammar) -> str | None:
         """Why the grammar cannot be used: its faults, or the limit that it exceeds."""
@@ -91,9 +119,20 @@ class Grammars:
         if compiled.is_error():
             return compiled.get_error()
         first = compiled.deep_copy()
-        if any(first.compute_bitmask()):
-            return None
-        return "it allows no text at all"
+        if not any(first.compute_bitmask()) or first.is_error():
+            return "it allows no text at all"
+        return None
+
+    def _key_tokens(self) -> KeyTokens:
+        if self._keys is None:
+            tokenizer = self.load()
+            # An end token's piece is its name, which is no text.
+            ids = range(tokenizer.vocab_size)
+            pieces = [
+                b"" if tokenizer.is_special_token(i) else tokenizer.decode_bytes([i]) for i in ids
+            ]
+            self._keys = KeyTokens(pieces)
+        return self._keys
 
     def _compile(self, source: str) -> LLMatcher:
         compiled = self._compiled.get(source)
@@ -131,7 +170,11 @@ def allowed(rows: np.ndarray, vocab_size: int) -> np.ndarray:
     return np.unpackbits(rows.view(np.uint8), axis=-1, count=vocab_size, bitorder="little")
 
 
-def _clear(row: np.ndarray, tokens: tuple[int, ...]) -> None:
+def _has(row: np.ndarray, token: int) -> bool:
+    return bool(row.view(np.uint32)[token // WORD_BITS] >> token % WORD_BITS & 1)
+
+
+def _clear(row: np.ndarray, tokens: Sequence[int]) -> None:
     words = row.view(np.uint32)
     for token in tokens:
         words[token // WORD_BITS] &= ~np.uint32(1 << token % WORD_BITS)
