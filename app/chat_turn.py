@@ -20,6 +20,7 @@ from app.streaming import check_stream_options
 from app.structured.request import RequestedGrammar, requested_grammar
 from app.tools import tool_use
 from app.turns.choice import TurnChoice
+from app.turns.grammar import turn_grammar
 
 
 class ChatTurn:
@@ -31,8 +32,6 @@ class ChatTurn:
         self.service = service
         self.fields = fields
         self.use = tool_use(fields)
-        if self.use.forced:
-            raise _bad("tool_choice", "calls cannot be forced yet", "unsupported_parameter")
         self.jobs: list[Job] = []
         self.grammar: RequestedGrammar | None = None
         self.apart = False  # deltas carry parts, not text
@@ -40,8 +39,11 @@ class ChatTurn:
     def prepare(self) -> None:
         """Render and tokenise the messages and lay out the jobs. Raises `ApiError`."""
         fields, service = self.fields, self.service
-        self.grammar = requested_grammar(fields)
         prompt = render_chat(service, fields, self.use.shown)
+        asked = requested_grammar(fields)
+        self.grammar = turn_grammar(
+            service.style, service.tokenizer, self.use, prompt, asked, to_the_end=fields.ignore_eos
+        )
         ids = tokenize(
             prompt,
             service.tokenizer,
@@ -65,9 +67,10 @@ class ChatTurn:
             grammar=self.grammar.grammar if self.grammar else None,
         )
         for n in range(fields.n):
-            self.jobs.append(Job(ids, nth_sample(params, n), self._choice(prompt, ids)))
+            choice = self._choice(prompt, ids, has_answer=asked is not None)
+            self.jobs.append(Job(ids, nth_sample(params, n), choice))
 
-    def _choice(self, prompt: str, ids: list[int]) -> Choice:
+    def _choice(self, prompt: str, ids: list[int], *, has_answer: bool) -> Choice:
         fields, service, use = self.fields, self.service, self.use
         options: dict[str, Any] = {
             "stops": stop_strings(fields.stop),
@@ -76,15 +79,16 @@ class ChatTurn:
             "eos_token_ids": service.capabilities.eos_token_ids,
             "logprobs": fields.logprobs,
         }
-        parser = service.style.parser(prompt, use.callable, one_call=use.one_call)
-        if parser is None or self.grammar is not None:  # then nothing but the structure is said
+        reader = service.style.reader(prompt, use, has_answer=has_answer)
+        if reader is None:
             return Choice(service.tokenizer, ids, **options)
+        parser, hidden = reader
         self.apart = True
         return TurnChoice(
             service.tokenizer,
             ids,
             parser,
-            hidden=service.style.hidden,
+            hidden=hidden,
             counts_reasoning=service.style.reasons,
             show_reasoning=fields.include_reasoning,
             # As OpenAI: who names the function need not be told that it was called.

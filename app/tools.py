@@ -29,6 +29,7 @@ class ToolFields(Protocol):
 class ToolUse(NamedTuple):
     """What a request's tools come to."""
 
+    given: list[Tool]
     shown: list[Tool]  # reach the prompt
     callable: list[Tool]  # whose calls are calls and not text
     forced: bool = False  # at least one is called, and nothing else said
@@ -73,20 +74,20 @@ def tool_use(fields: ToolFields) -> ToolUse:
     if fields.tools is None and choice not in (None, "none"):
         raise _bad("tool_choice", "only allowed with tools")
     if choice == "none":
-        return ToolUse(tools, [])
+        return ToolUse(tools, tools, [])
     if choice in (None, "auto"):
-        return ToolUse(tools, tools, one_call=one_call)
+        return ToolUse(tools, tools, tools, one_call=one_call)
     if not tools:
         raise _bad("tool_choice", "there are no tools to choose from")
     if choice == "required":
-        return ToolUse(tools, tools, forced=True, one_call=one_call)
+        return ToolUse(tools, tools, tools, forced=True, one_call=one_call)
     if not isinstance(choice, dict):
         raise _bad("tool_choice", "expected none, auto, required or an object that names a tool")
     match choice.get("type"):
         case "function":
             _only(choice, _KEYS, "tool_choice")
             found = _find(choice, tools, "tool_choice")
-            return ToolUse(tools, [found], forced=True, named=True, one_call=True)
+            return ToolUse(tools, tools, [found], forced=True, named=True, one_call=True)
         case "allowed_tools":
             return _allowed(choice, tools, one_call)
     raise _bad("tool_choice.type", "expected function or allowed_tools")
@@ -106,7 +107,7 @@ def _allowed(choice: dict[str, Any], tools: list[Tool], one_call: bool) -> ToolU
         for i, tool in enumerate(named)
     }
     left = [tool for tool in tools if tool["function"]["name"] in names]
-    return ToolUse(left, left, forced=allowed["mode"] == "required", one_call=one_call)
+    return ToolUse(tools, left, left, forced=allowed["mode"] == "required", one_call=one_call)
 
 
 def _find(choice: dict[str, Any], tools: list[Tool], path: str) -> Tool:

@@ -41,7 +41,8 @@ class CallFormat:
     at_start: bool = False  # an object that begins the answer is a call too
     special: tuple[str, ...] = ()  # further special tokens that the patterns mention
     new_id: Callable[[], str] = _openai_id
-    # How calls are forced. `forced` is around the arguments of one, with %s for the name.
+    # How calls are forced. `forced` is around the arguments of one, with %s for the name; all
+    # begin with the first opener, if with any.
     forced: tuple[str, str] = ('{"name": "%s", "arguments": ', "}")
     forced_begin: str = ""
     forced_between: str = ""
@@ -79,10 +80,27 @@ MISTRAL = CallFormat(
 # Mistral's newer templates.
 MISTRAL_ARGS = replace(
     MISTRAL,
-    forced=("[TOOL_CALLS]%s[ARGS]", ""),
-    forced_begin="",
-    forced_between="",
+    forced=("%s[ARGS]", ""),
+    forced_begin="[TOOL_CALLS]",
+    forced_between="[TOOL_CALLS]",
     forced_end="",
+)
+
+_CALLS, _CALL, _SEP, _CALL_END, _CALLS_END = (
+    f"<\uff5ctool\u2581{name}\uff5c>"
+    for name in ("calls\u2581begin", "call\u2581begin", "sep", "call\u2581end", "calls\u2581end")
+)
+DEEPSEEK = CallFormat(
+    openers=(_CALLS,),
+    # V3 and R1 say "function" first, and put the arguments in a fence.
+    named=rf"\s*{_CALL}(?:function{_SEP})?(?P<name>[\w.-]+)(?:{_SEP}|\n```json\n)\s*(?=\{{)",
+    next=rf"[\s`]*{_CALL_END}\s*(?={_CALL})",
+    end=rf"[\s`]*{_CALL_END}\s*{_CALLS_END}",
+    closer=_CALL_END,
+    special=(_CALL, _SEP, _CALLS_END),
+    forced=(f"{_CALL}%s{_SEP}", _CALL_END),
+    forced_begin=_CALLS,
+    forced_end=_CALLS_END,
 )
 
 # The head of a call object whose name comes first: all that is needed to pass arguments on as
@@ -91,6 +109,8 @@ HEAD = (
     r'\{\s*(?:"(?:type|id)"\s*:\s*"[^"\\]{0,64}"\s*,\s*){0,2}'
     r'"name"\s*:\s*"(?P<name>[^"\\]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
+# An object in which name and arguments may come in another order.
+OBJECT = r'(?=\{\s*"(?:name|arguments|parameters|function|type|id)")'
 
 
 class Think(NamedTuple):
@@ -117,6 +137,8 @@ def call_format(template: str) -> CallFormat | None:
     """
     if "[TOOL_CALLS]" in template:
         return MISTRAL_ARGS if "[ARGS]" in template else MISTRAL
+    if _CALLS in template:
+        return DEEPSEEK
     if "<tool_call>" in template:
         return None if any(markup in template for markup in _MARKUP) else HERMES
     if "<|python_tag|>" in template or '"parameters": dictionary of argument name' in template:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 import regex
 
-from app.turns.formats import HEAD, CallFormat, Think, compiled
+from app.turns.formats import HEAD, OBJECT, CallFormat, Think, compiled
 from app.turns.json_span import JsonSpan
 from app.turns.parts import CallArguments, CallBegin, Part, Reasoning, Text, merged
 
@@ -53,12 +53,17 @@ class MarkerParser:
         names: Collection[str] = (),
         in_reasoning: bool = False,
         one_call: bool = False,
+        only_calls: bool = False,
     ) -> None:
-        """`in_reasoning`: the prompt ends in an opened `think`. `one_call`: further are dropped."""
+        """`in_reasoning`: the prompt ends in an opened `think`. `one_call`: further are dropped.
+
+        `only_calls`: no text is expected; what there is belongs to a call that was cut.
+        """
         self._format = calls if calls is not None and names else None
         self._think = think
         self._names = names
         self._one_call = one_call
+        self._only_calls = only_calls
         self._buffer = ""
         self._parts: list[Part] = []
         self._state: Callable[[bool], bool] = self._reasoning if in_reasoning else self._start
@@ -78,7 +83,7 @@ class MarkerParser:
         if (form := self._format) is not None:
             heads = [form.before + HEAD] + ([form.named] if form.named else [])
             self._heads = [compiled(head) for head in heads]
-            self._object = compiled(form.before + r"(?=\{)")
+            self._object = compiled(form.before + OBJECT)
             self._next = compiled(form.next) if form.next else None
             self._end = compiled(form.end) if form.end else None
 
@@ -285,7 +290,7 @@ class MarkerParser:
         if self._strip:
             text = text.lstrip()
             self._strip = not text
-        if text:
+        if text and not (self._only_calls and kind is Text):
             self._parts.append(kind(text))
 
 

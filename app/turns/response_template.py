@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from app.turns.formats import Think
 from app.turns.parts import CallArguments, CallBegin, Part, Reasoning, Text, merged
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -17,6 +18,15 @@ def load(spec: Any) -> Any:
     from transformers.utils.chat_parsing.response_templates import load_response_template
 
     return load_response_template(spec)
+
+
+def think(template: Any) -> Think | None:
+    """The texts around reasoning, if they are always the same."""
+    for name in _REASONING:
+        field = template.fields.get(name)
+        if field is not None and field.open_literals and field.close_literals:
+            return Think(field.open_literals[0], field.close_literals[0])
+    return None
 
 
 class TemplateParser:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from app.template import ChatTemplate, read_json
 from app.tokenizer import Tokenizer
+from app.tools import ToolUse
 from app.turns import response_template
 from app.turns.formats import HERMES, CallFormat, Think, call_format, think_markers
 from app.turns.parser import MarkerParser, TurnParser
@@ -25,7 +25,7 @@ class TurnStyle:
     calls: CallFormat | None = HERMES
     think: Think | None = None
     response: Any = None
-    # Special tokens that are not shown. Those that mark parts must be, for the parser to see them.
+    # Special tokens that are not shown: those that mark parts must be, for the parser to see them.
     hidden: frozenset[int] = frozenset()
 
     @classmethod
@@ -36,7 +36,8 @@ class TurnStyle:
         spec = read_json(folder / "tokenizer_config.json").get("response_template")
         if spec is not None:
             try:
-                return replace(style, response=response_template.load(spec))
+                response = response_template.load(spec)
+                style = replace(style, response=response, think=response_template.think(response))
             except ValueError as error:
                 logger.warning("the tokenizer's response_template is not used: %s", error)
         markers = {*(style.think or ())}
@@ -51,19 +52,30 @@ class TurnStyle:
         """A turn may hold reasoning."""
         return self.response is not None or self.think is not None
 
-    def parser(
-        self, prompt: str, tools: Sequence[dict[str, Any]], *, one_call: bool
-    ) -> TurnParser | None:
-        """For the turn after `prompt`, with `tools` to call. None: all of it is text."""
-        if self.response is not None:
-            new_id = (self.calls or HERMES).new_id
-            return TemplateParser(self.response, prompt, tools, new_id, one_call=one_call)
-        if self.think is None and (self.calls is None or not tools):
+    def reader(
+        self, prompt: str, use: ToolUse, *, has_answer: bool
+    ) -> tuple[TurnParser, frozenset[int]] | None:
+        """For the turn after `prompt`: a parser, and the hidden tokens. None: all of it is text.
+
+        Where a grammar (`app.turns.grammar`) writes the calls, because they are forced or because
+        it does so with the answer (`has_answer`), they are in `calls`; if that is not known, they
+        are as Hermes writes them.
+        """
+        by_grammar = bool(use.callable) and (use.forced or has_answer)
+        calls = (self.calls or HERMES) if by_grammar else self.calls
+        tools, one_call = use.callable, use.one_call
+        if self.response is not None and not by_grammar:
+            new_id = (calls or HERMES).new_id
+            template = TemplateParser(self.response, prompt, tools, new_id, one_call=one_call)
+            return template, frozenset()
+        if self.think is None and (calls is None or not tools):
             return None
-        return MarkerParser(
-            self.calls,
+        parser = MarkerParser(
+            calls,
             self.think,
             names={tool["function"]["name"] for tool in tools},
             in_reasoning=self.think is not None and prompt.rstrip().endswith(self.think.open),
             one_call=one_call,
+            only_calls=use.forced,
         )
+        return parser, self.hidden

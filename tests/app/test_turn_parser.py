@@ -139,6 +139,24 @@ def test_mistral() -> None:
     assert len(begin.id) == 9 and begin.id.isalnum()
 
 
+def test_deepseek() -> None:
+    form = formats.DEEPSEEK
+    begin, call, sep, call_end, end = (
+        *form.openers,
+        *form.special[:2],
+        form.closer,
+        form.forced_end,
+    )
+    new = markers(form)
+    calls = f'{call}f{sep}{{"a": 1}}{call_end}'
+    assert parse(new, f"so{begin}{calls}{end} x") == one(text="sox")
+    assert parse(new, f"{begin}{calls}\n{calls}{end}") == ("", "", one()[2] * 2)
+    older = f'{call}function{sep}f\n```json\n{{"a": 1}}\n```{call_end}'
+    assert parse(new, f"{begin}{older}{older}{end}") == ("", "", one()[2] * 2)
+    broken = f'{begin}{call}f{sep}{{"a": [}}{call_end}{end}'
+    assert parse(new, broken) == one('{"a": [}')
+
+
 def test_reasoning() -> None:
     new = markers(formats.HERMES, THINK)
     opened = markers(formats.HERMES, THINK, in_reasoning=True)
@@ -257,6 +275,7 @@ def test_a_response_template_that_fails_leaves_the_text() -> None:
         (TEMPLATES["llama3"], formats.LLAMA3),
         (TEMPLATES["mistral"], formats.MISTRAL),
         (TEMPLATES["mistral_args"], formats.MISTRAL_ARGS),
+        (formats.DEEPSEEK.openers[0], formats.DEEPSEEK),
         ("<tool_call>\n<function={{ name }}>", None),
         ("{{ messages }}", formats.HERMES),
     ],

@@ -80,6 +80,50 @@ def test_a_result_becomes_an_answer(client: openai.OpenAI) -> None:
     assert not answer.message.tool_calls
 
 
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.5, "seed": 3}])
+def test_a_call_is_made_where_none_is_called_for(
+    client: openai.OpenAI, sampling: dict[str, Any]
+) -> None:
+    fields = FIELDS | {
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "tools": [WEATHER, FOOD],
+        "max_tokens": 200,
+        **sampling,
+    }
+    named = {"type": "function", "function": {"name": "order_food"}}
+    for choice, finish in (("required", "tool_calls"), (named, "stop")):
+        asked = fields | {"tool_choice": choice, "parallel_tool_calls": False}
+        plain = client.chat.completions.create(**asked).choices[0]
+        assert plain.finish_reason == finish
+        (call,) = plain.message.tool_calls or []
+        written = json.loads(call.function.arguments)
+        if call.function.name == "order_food":
+            assert set(written) == {"item", "quantity"}
+            assert isinstance(written["quantity"], int)
+        else:
+            assert choice == "required" and isinstance(written["city"], str)
+        (again,) = streamed(client, **asked).message.tool_calls
+        assert again.function.arguments == call.function.arguments
+
+
+def test_a_strict_tool_is_held_to_its_parameters(client: openai.OpenAI) -> None:
+    """The model would say Paris."""
+    weather = tool("get_weather", "Get the weather in a city.", city="string")
+    weather["function"]["parameters"]["properties"]["city"] = {"enum": ["Rome", "Oslo"]}
+    fields = FIELDS | {"messages": [{"role": "user", "content": "What is the weather in Paris?"}]}
+    for strict in (False, True):
+        weather["function"]["strict"] = strict
+        choice = client.chat.completions.create(tools=[weather], **fields).choices[0]
+        (call,) = choice.message.tool_calls or []
+        assert (json.loads(call.function.arguments)["city"] == "Paris") == (not strict)
+        assert choice.finish_reason == "tool_calls"
+    free = client.chat.completions.create(
+        tools=[weather], **FIELDS, messages=[{"role": "user", "content": "Hello!"}]
+    )
+    assert free.choices[0].message.content
+    assert not free.choices[0].message.tool_calls
+
+
 def test_without_need_no_call(client: openai.OpenAI) -> None:
     fields = FIELDS | {
         "messages": [{"role": "user", "content": "What is the weather in Paris?"}],

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from batching.core.types import FinishReason, Grammar
 from batching.worker.protocol import Capabilities, Worker, WorkerConfig
@@ -18,12 +17,10 @@ from batching.worker.simulated import SimulatedWorker
 from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
 from tests.worker.harness import Harness, Outcome, request
+from tests.worker.tiny_tokenizer import END, PIECES, save_tokenizer
 
 LIMITS = {"num_blocks": 64, "block_size": 4, "max_sequences": 6, "max_step_tokens": 64}
-END = 2
 PROMPT = [5, 9, 77, 3, 60, 61]
-PIECES = ["<pad>", "<bos>", "<eos>", *(chr(c) for c in range(33, 127)), "Ġ"]
-assert len(PIECES) < tiny_models.VOCAB, "the model has ids that the tokenizer lacks"
 
 SCHEMA = {
     "type": "object",
@@ -41,15 +38,6 @@ HOSTILE = {
     "logprobs": 2,
 }
 PARAMS = [{}, {"temperature": 1.5, "top_k": 5}, {"temperature": 1.0, "top_p": 0.3, **HOSTILE}]
-
-
-def save_tokenizer(folder: Path) -> None:
-    """One token per printable ASCII character."""
-    backend = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(PIECES)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(piece, special=True) for piece in PIECES[:3]])
-    backend.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module", params=["simulated", "torch"])

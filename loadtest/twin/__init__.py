@@ -1,1 +1,0 @@
-"""The digital twin: the production scheduler on a virtual clock."""
