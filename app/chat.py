@@ -23,6 +23,7 @@ from app.schemas.chat import REFUSED, ChatRequest
 from app.service import Service
 from app.sse import CONTENT, DELTA, Envelope
 from app.streaming import UsageOption
+from app.token_ids import TokenIdOption
 from app.turns.parts import CallArguments, CallBegin, Part, Reasoning, Text
 from app.usage import Usage, usage_of
 
@@ -54,6 +55,7 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: str | int | None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct):
@@ -64,6 +66,7 @@ class ChatCompletion(msgspec.Struct):
     usage: Usage
     object: str = "chat.completion"
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatHandler(ChatTurn):
@@ -92,6 +95,10 @@ class ChatHandler(ChatTurn):
         if (count := self.fields.prompt_logprobs) is not None:
             found = self.jobs[0].choice.prompt_logprobs
             answer.prompt_logprobs = prompt_logprobs(found, self.service.tokenizer, count)
+        if self.fields.return_token_ids:
+            answer.prompt_token_ids = self.jobs[0].prompt
+            for choice, job in zip(choices, self.jobs, strict=True):
+                choice.token_ids = job.choice.token_ids
         return msgspec.json.encode(answer)
 
     async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
@@ -105,6 +112,7 @@ class ChatHandler(ChatTurn):
             around=DELTA if self.apart else CONTENT,
         )
         usage = UsageOption(self.fields.stream_options, self.jobs, self.fields.n)
+        ids = TokenIdOption(self.fields.return_token_ids, self.jobs)
         silent = set(range(len(self.jobs)))
         waiting: dict[int, list[Entry]] = {}
         async with aclosing(generation.deltas()) as deltas:
@@ -113,10 +121,11 @@ class ChatHandler(ChatTurn):
                 piece = b""
                 if silent and index in silent:
                     silent.discard(index)
-                    piece = envelope.role(index, usage.suffix())
+                    piece = envelope.role(index, usage.suffix() + ids.prompt(index))
                 if self.apart:
                     held = waiting.setdefault(index, [])
-                    piece += b"".join(self._part_chunks(envelope, index, delta, held, usage))
+                    chunks = self._part_chunks(envelope, index, delta, held, usage, ids)
+                    piece += b"".join(chunks)
                 elif text or entries or finish:
                     piece += envelope.delta(
                         index,
@@ -125,6 +134,7 @@ class ChatHandler(ChatTurn):
                         logprobs=self._logprobs(entries),
                         finish=finish,
                         stop_reason=stop_reason,
+                        more=ids.news(index),
                     )
                 if piece:
                     yield piece
@@ -132,17 +142,23 @@ class ChatHandler(ChatTurn):
             yield envelope.usage(usage.final())
 
     def _part_chunks(
-        self, envelope: Envelope, index: int, delta: Delta, held: list[Entry], usage: UsageOption
+        self,
+        envelope: Envelope,
+        index: int,
+        delta: Delta,
+        held: list[Entry],
+        usage: UsageOption,
+        ids: TokenIdOption,
     ) -> Iterable[bytes]:
-        """A chunk for each part; logprobs, the `held` ones first, and the end are in the last."""
+        """A chunk for each part; the last has what is of all: logprobs, the `held` ones first."""
         held += delta.entries
         news: list[dict[str, Any]] = [_delta(part) for part in delta.parts]
         if delta.finish and not news:
             news = [{}]
         for i, new in enumerate(news):
-            logprobs, finish = None, None
+            logprobs, finish, more = None, None, b""
             if i == len(news) - 1:
-                finish = delta.finish
+                finish, more = delta.finish, ids.news(index)
                 if held:
                     logprobs = self._logprobs(held)
                     held.clear()
@@ -153,6 +169,7 @@ class ChatHandler(ChatTurn):
                 logprobs=logprobs,
                 finish=finish,
                 stop_reason=delta.stop_reason,
+                more=more,
             )
 
     def _logprobs(self, entries: Any) -> ChatLogprobs | None:

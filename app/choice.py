@@ -63,6 +63,7 @@ class Choice:
         self._emitted = offset  # characters given out: less, while a stop string may be coming
         self._waiting: list[Entry] = []  # entries whose text was not given out yet
         self.tokens = 0  # generated tokens, the one that ended the choice included
+        self.token_ids: list[int] = []  # these
         self.reasoning_tokens: int | None = None  # of these; None: the model does not reason
         self.cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
@@ -85,9 +86,11 @@ class Choice:
             if event.finish is not None:
                 self.finish = "length"
             return Delta("", finish=self.finish)
-        if self._matcher is None and not self._logprobs:
-            return self._feed_plain(event)
-        return self._feed_each(event)
+        before = self.tokens
+        plain = self._matcher is None and not self._logprobs
+        delta = self._feed_plain(event) if plain else self._feed_each(event)
+        self.token_ids += event.tokens[: self.tokens - before]
+        return delta
 
     def _feed_plain(self, event: TokenEvent) -> Delta:
         tokens = event.tokens

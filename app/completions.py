@@ -31,6 +31,7 @@ from app.service import Service
 from app.sse import TEXT, Envelope
 from app.streaming import UsageOption, check_stream_options
 from app.structured.request import RequestedGrammar, requested_grammar
+from app.token_ids import TokenIdOption
 from app.tokenizer import TextDecoder, Tokenizer
 from app.usage import Usage, usage_of
 
@@ -44,6 +45,8 @@ class CompletionChoice(msgspec.Struct):
     finish_reason: str | None
     stop_reason: str | int | None
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct):
@@ -167,6 +170,9 @@ class CompletionHandler:
             if (count := self.fields.prompt_logprobs) is not None:
                 found = self.jobs[index].choice.prompt_logprobs
                 choice.prompt_logprobs = prompt_logprobs(found, self.service.tokenizer, count)
+            if self.fields.return_token_ids:
+                choice.token_ids = self.jobs[index].choice.token_ids
+                choice.prompt_token_ids = self.jobs[index].prompt
             choices.append(choice)
         usage = usage_of(self.jobs, self.samples)
         model = self.service.model_name
@@ -196,16 +202,20 @@ class CompletionHandler:
             around=TEXT,
         )
         usage = UsageOption(self.fields.stream_options, self.jobs, self.fields.n)
-        unsent = set(range(len(self.jobs))) if self.fields.echo else set()
+        ids = TokenIdOption(self.fields.return_token_ids, self.jobs)
+        unsent = set(range(len(self.jobs)))
         async with aclosing(generation.deltas()) as deltas:
             async for index, (text, entries, finish, stop_reason, _) in deltas:
                 if unsent and index in unsent:
                     choice = self.jobs[index].choice
                     if not choice.tokens and finish is None:
                         continue  # the prompt's logprobs are still coming
-                    unsent.discard(index)
                     text, entries = self._with_echo(index, text, list(entries))
                 if text or entries or finish:
+                    more = ids.news(index)
+                    if index in unsent:
+                        unsent.discard(index)
+                        more += ids.prompt(index)
                     yield envelope.delta(
                         index,
                         text,
@@ -213,6 +223,7 @@ class CompletionHandler:
                         logprobs=self._logprobs(entries),
                         finish=finish,
                         stop_reason=stop_reason,
+                        more=more,
                     )
         if usage.include:
             yield envelope.usage(usage.final())

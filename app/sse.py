@@ -77,15 +77,16 @@ class Envelope:
         logprobs: msgspec.Struct | None = None,
         finish: str | None = None,
         stop_reason: str | int | None = None,
+        more: bytes = b"",
     ) -> bytes:
-        """A chunk. `usage` is `,"usage":…` as JSON text, or nothing."""
+        """A chunk. `usage` is `,"usage":…` as JSON text, or nothing; `more` is in the choice."""
         parts = [self._prefix[index], _encode(news), self._after_text, b',"logprobs":']
         parts.append(b"null" if logprobs is None else _encode(logprobs))
         if finish is None:
-            parts.append(b',"finish_reason":null}]')
+            parts += (b',"finish_reason":null', more, b"}]")
         else:
             parts += (b',"finish_reason":', _encode(finish))
-            parts += (b',"stop_reason":', _encode(stop_reason), b"}]")
+            parts += (b',"stop_reason":', _encode(stop_reason), more, b"}]")
         parts += (usage, b"}\n\n")
         return b"".join(parts)
 

@@ -88,6 +88,7 @@ class GenerationFields(SamplingFields, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=128)] = 1
     stream_options: StreamOptions | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    return_token_ids: bool = False
 
     response_format: ResponseFormat | None = None
     guided_json: Any = None
@@ -127,7 +128,6 @@ REFUSED_COMMON = {
     "bad_words": "not supported; use logit_bias",
     "logits_processors": "not supported",
     "truncation_side": "not supported; truncate_prompt_tokens keeps the end",
-    "return_token_ids": "not supported",
     "kv_transfer_params": "not supported",
     "vllm_xargs": "not supported",
     "guided_decoding_backend": "not supported; there is one backend",

@@ -133,7 +133,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"guided_decoding_backend": "xgrammar"}, "guided_decoding_backend"),
     ({"use_beam_search": True}, "use_beam_search"),
     ({"bad_words": ["a"]}, "bad_words"),
-    ({"return_token_ids": True}, "return_token_ids"),
+    ({"return_token_ids": 1}, "return_token_ids"),
     ({"prompt_logprobs": 21}, "prompt_logprobs"),
     ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
     ({"allowed_token_ids": []}, "allowed_token_ids"),

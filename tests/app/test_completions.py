@@ -195,6 +195,23 @@ async def test_stop_strings(
     assert choices[-1]["stop_reason"] == reason
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_each_choice_is_cut_at_its_own_first_stop(server: Server, stream: bool) -> None:
+    texts = ["hello world, this", "this small world", "hello hello"]
+    server.engine.script = lambda request: [*server.ids(texts[request.params.seed]), 0]
+    fields = {"prompt": "this world", "n": 3, "seed": 0, "stop": ["wor", "small", ", t"]}
+    if stream:
+        chunks = await server.events(PATH, **fields)
+        mine = [
+            [c["choices"][0] for c in chunks if c["choices"][0]["index"] == i] for i in range(3)
+        ]
+        found = [("".join(c["text"] for c in each), each[-1]["stop_reason"]) for each in mine]
+    else:
+        choices = (await server.ok(PATH, **fields))["choices"]
+        found = [(choice["text"], choice["stop_reason"]) for choice in choices]
+    assert found == [("hello ", "wor"), ("this ", "small"), ("hello hello", None)]
+
+
 async def test_stop_string_in_output_when_asked(server: Server) -> None:
     server.say("hello world, this")
     answer = await server.ok(PATH, prompt="a", stop=["wor"], include_stop_str_in_output=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.app.conftest import Server
+from tests.app.conftest import MakeTurnServer, Server
+from tests.app.turn_formats import HERMES
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = {"role": "user", "content": "hello world"}
@@ -97,3 +98,42 @@ async def test_request_id(server: Server, path: str, prompt: dict[str, Any], str
     )
     assert response.headers["x-request-id"] == "mine-1"
     assert f"{'chat' if path == CHAT else ''}cmpl-mine-1" in response.text
+
+
+@BOTH
+@pytest.mark.parametrize("stop", [None, "wor", ["this", "zzz"]])
+async def test_token_ids(
+    server: Server, path: str, prompt: dict[str, Any], stop: str | list[str] | None
+) -> None:
+    """The prompt's are exactly the engine's, the output's as many as usage counts."""
+    server.say("hello world, this")
+    fields = {**prompt, "return_token_ids": True, "stop": stop, "n": 2}
+    plain = await server.ok(path, **fields)
+    expected = [*server.ids("hello world, this"), 0][: plain["usage"]["completion_tokens"] // 2]
+    assert [choice["token_ids"] for choice in plain["choices"]] == [expected] * 2
+    asked = server.engine.requests[-1].prompt
+    for tokens_per_step in (1, 2, 1000):
+        server.engine.tokens_per_step = tokens_per_step
+        chunks = await server.events(path, **fields)
+        for index in range(2):
+            mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+            assert [i for c in mine for i in c.get("token_ids", ())] == expected
+        if path == CHAT:
+            assert plain["prompt_token_ids"] == chunks[0]["prompt_token_ids"] == asked
+        else:
+            first = chunks[0]["choices"][0]
+            assert plain["choices"][0]["prompt_token_ids"] == first["prompt_token_ids"] == asked
+            assert sum("prompt_token_ids" in c["choices"][0] for c in chunks) == 2
+
+
+async def test_token_ids_of_calls(make_turn_server: MakeTurnServer) -> None:
+    server = make_turn_server(HERMES)
+    text = 'I look.\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+    server.say(text)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    fields = {"messages": [USER], "tools": tools, "return_token_ids": True}
+    (choice,) = (await server.ok(CHAT, **fields))["choices"]
+    assert choice["message"]["tool_calls"]
+    assert choice["token_ids"] == [*server.ids(text), 0]
+    chunks = await server.events(CHAT, **fields)
+    assert [i for c in chunks for i in c["choices"][0].get("token_ids", ())] == choice["token_ids"]
