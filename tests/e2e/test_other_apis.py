@@ -132,3 +132,75 @@ def test_messages(claude: anthropic.Anthropic, server: ServerProcess) -> None:
     assert rest.content[0].type == "text"
     assert start + rest.content[0].text == block.text
     server.wait_idle()
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+CLOCK = {"type": "object", "properties": {"zone": {"enum": ["UTC", "CET"]}}, "required": ["zone"]}
+SCHEMAS = {"get_weather": WEATHER, "get_time": CLOCK}
+
+
+@pytest.mark.parametrize("named", [None, "get_time"])
+def test_calls_that_a_response_demands_are_made(client: openai.OpenAI, named: str | None) -> None:
+    tools: Any = [
+        {"type": "function", "name": name, "parameters": schema, "strict": False}
+        for name, schema in SCHEMAS.items()
+    ]
+    fields: dict[str, Any] = {
+        "model": MODEL,
+        "input": QUESTION,
+        "tools": tools,
+        "tool_choice": {"type": "function", "name": named} if named else "required",
+        "temperature": 0,
+        "max_output_tokens": 300,
+    }
+    plain = client.responses.create(**fields)
+    calls = [item for item in plain.output if item.type == "function_call"]
+    assert calls and len(calls) == len(plain.output)
+    for call in calls:
+        assert named in (None, call.name)
+        jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+    with client.responses.stream(**fields) as stream:
+        pieces: dict[str, str] = {}
+        for event in stream:
+            if event.type == "response.function_call_arguments.delta":
+                pieces[event.item_id] = pieces.get(event.item_id, "") + event.delta
+        final = stream.get_final_response()
+    streamed = {item.id: item for item in final.output if item.type == "function_call"}
+    assert {id: item.arguments for id, item in streamed.items()} == pieces
+    assert [(c.name, c.arguments) for c in streamed.values()] == [
+        (c.name, c.arguments) for c in calls
+    ]
+
+
+@pytest.mark.parametrize("named", [None, "get_weather"])
+def test_calls_that_a_message_demands_are_made(
+    claude: anthropic.Anthropic, named: str | None
+) -> None:
+    choice: Any = {"type": "tool", "name": named} if named else {"type": "any"}
+    fields: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "tools": [{"name": n, "input_schema": schema} for n, schema in SCHEMAS.items()],
+        "tool_choice": choice | {"disable_parallel_tool_use": True},
+        "max_tokens": 300,
+        "extra_body": {"temperature": 0},
+    }
+    plain = claude.messages.create(**fields)
+    assert plain.stop_reason == "tool_use"
+    (block,) = plain.content
+    assert block.type == "tool_use" and named in (None, block.name)
+    jsonschema.validate(block.input, SCHEMAS[block.name])
+    with claude.messages.stream(**fields) as stream:
+        text = ""
+        for event in stream:
+            if event.type == "content_block_delta" and event.delta.type == "input_json_delta":
+                text += event.delta.partial_json
+        (streamed,) = stream.get_final_message().content
+    assert streamed.type == "tool_use"
+    assert json.loads(text) == streamed.input == block.input
+    assert streamed.name == block.name
