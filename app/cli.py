@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,12 +55,13 @@ def _serve(arguments: Sequence[str]) -> int:
     flags = vars(ServeParser().parse_args(arguments))
     try:
         engine, server = _with_model(*load_settings(flags))
+        pools = _pools(engine, server)
     except (SettingsError, ModelSourceError) as error:
         return _complain("slipstream serve", str(error))
     from app.server import serve
 
     _configure_logging(server.log_level)
-    return serve(engine, server)
+    return serve(engine, server, pools)
 
 
 def _configure_logging(level: str) -> None:
@@ -92,6 +94,32 @@ def _with_model(
         engine.model_copy(update={"model": str(source.folder)}),
         server.model_copy(update={"served_model_name": name}),
     )
+
+
+def _pools(engine: EngineSettings, server: ServerSettings) -> dict[str, EngineSettings]:
+    """The pooling models by public name, each with the settings of its own engine.
+
+    They share the settings of the first model, but for those that concern its weights and lengths.
+    A first model that pools is among them. Raises `SettingsError` and `ModelSourceError`.
+    """
+    from app.model_source import find_model, is_pooling
+    from config.load import SettingsError
+
+    pools = {}
+    runner = engine.runner
+    if runner == "pooling" or (runner == "auto" and is_pooling(Path(engine.model))):
+        pools[str(server.served_model_name)] = engine
+    for spec in server.also:
+        name, _, model = ("", "", spec) if Path(spec).exists() else spec.rpartition("=")
+        source = find_model(
+            model, trust_remote_code=engine.trust_remote_code, allow_pickle=engine.allow_pickle
+        )
+        name = name or source.name
+        if name in (*pools, server.served_model_name):
+            raise SettingsError(f"--also: two models are called {name!r}; write NAME={model}")
+        own = {"model": str(source.folder), "revision": None, "quantization": "none"}
+        pools[name] = engine.model_copy(update=own | {"max_model_len": None, "event_log": None})
+    return pools
 
 
 def _complain(program: str, message: str) -> int:

@@ -79,6 +79,16 @@ class ApiError(Exception):
         return Response(body, self.status, self.headers, "application/json")
 
 
+def no_such_model(name: str) -> ApiError:
+    """404, with OpenAI's code."""
+    return ApiError(
+        f"the model {name[:200]!r} does not exist",
+        status=404,
+        param="model",
+        code="model_not_found",
+    )
+
+
 def engine_error(message: str | None) -> ApiError:
     """The engine could not serve a request that was valid."""
     return ApiError(message or "the engine failed", status=500, code="engine_error")

@@ -9,25 +9,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import ApiError
-from app.service import Service
+from app.served import Served
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
 
 
-async def health(service: Service, request: Request) -> Response:
-    """200 while the engine works; 503 with the reason while it restarts or when it is gone.
+async def health(served: Served, request: Request) -> Response:
+    """200 while every engine works; 503 with the reason while it restarts or when it is gone.
 
     Its supervisor notices within seconds that the engine died or hangs.
     """
-    engine = service.engine
-    if not engine.alive:
-        raise ApiError(
-            f"no engine serves ({engine.failure})", status=503, code="engine_unavailable"
-        )
+    for model in served.models:
+        if not model.engine.alive:
+            failure = f"no engine serves ({model.engine.failure})"
+            if len(served.models) > 1:
+                failure = f"{model.name}: {failure}"
+            raise ApiError(failure, status=503, code="engine_unavailable")
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
-async def server_version(service: Service, request: Request) -> Response:
+async def server_version(served: Served, request: Request) -> Response:
     """The package's version."""
     try:
         name = version("slipstream")

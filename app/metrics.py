@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.requests import Request
-from starlette.responses import Response
 
 from app.histogram import (
     INTER_TOKEN_EDGES,
@@ -34,7 +32,7 @@ from batching.worker.protocol import Capabilities
 
 if TYPE_CHECKING:
     from app.admission import Admission
-    from app.service import Engine, Service
+    from app.service import Engine
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
 _REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
@@ -229,9 +227,3 @@ def exported_names() -> list[str]:
     metrics = Metrics("")
     metrics.capabilities = Capabilities("", "", 1, 1, 1, 1, 1, 1, "", "", "")
     return list(dict.fromkeys(s.name for family in metrics.collect() for s in family.samples))
-
-
-async def scrape(service: Service, request: Request) -> Response:
-    """All metrics, as text that Prometheus reads."""
-    text = service.metrics.exposition()
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

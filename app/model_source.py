@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os.path
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,9 @@ BUILTIN_NAME = "slipstream-tiny"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _PICKLE_FILES = ["*.bin"]
 _CODE_FILES = ["*.py"]
+_POOLING = (
+    "Model", "ForSequenceClassification", "ForMaskedLM", "ForPreTraining", "ForTextEncoding",
+)  # fmt: skip
 _DUPLICATES = ["original/*", "consolidated*", "onnx/*", "training_args.bin"]
 
 
@@ -51,6 +55,17 @@ def find_model(
         raise ModelSourceError(f"there is no folder {model}")
     patterns = _FILES + _PICKLE_FILES * allow_pickle + _CODE_FILES * trust_remote_code
     return ModelSource(_download(model, revision, patterns), model)
+
+
+def is_pooling(folder: Path) -> bool:
+    """Whether a model folder holds an embedder or classifier rather than a model that generates."""
+    if (folder / "modules.json").is_file():  # sentence-transformers
+        return True
+    try:
+        (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # the engine will say what is wrong
+    return str(architecture).endswith(_POOLING) and not str(architecture).endswith("LMHeadModel")
 
 
 def _looks_like_path(model: str) -> bool:

@@ -6,6 +6,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.errors import no_such_model
+from app.pool_model import PoolModel
+from app.served import Served
 from app.service import Service
 
 
@@ -24,20 +27,22 @@ class ModelList(msgspec.Struct):
     object: str = "list"
 
 
-async def list_models(service: Service, request: Request) -> Response:
-    """The one served model."""
-    return _json(ModelList([_card(service)]))
+async def list_models(served: Served, request: Request) -> Response:
+    """All served models, the one that generates first."""
+    return _json(ModelList([_card(model) for model in served.models]))
 
 
-async def get_model(service: Service, request: Request) -> Response:
+async def get_model(served: Served, request: Request) -> Response:
     """One model. Raises `ApiError` (404)."""
-    service.check_model(request.path_params["name"])
-    return _json(_card(service))
+    name = request.path_params["name"]
+    for model in served.models:
+        if model.name == name:
+            return _json(_card(model))
+    raise no_such_model(name)
 
 
-def _card(service: Service) -> ModelCard:
-    limit = service.capabilities.max_model_len
-    return ModelCard(service.model_name, service.created, service.model_name, limit)
+def _card(model: Service | PoolModel) -> ModelCard:
+    return ModelCard(model.name, model.created, model.name, model.capabilities.max_model_len)
 
 
 def _json(value: msgspec.Struct) -> Response:

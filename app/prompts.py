@@ -23,26 +23,26 @@ async def prepare(work: Callable[[], Result], body_bytes: int) -> Result:
     return await asyncio.to_thread(work)
 
 
-def split_prompts(prompt: str | list[Any]) -> list[Prompt]:
+def split_prompts(prompt: str | list[Any], param: str = "prompt") -> list[Prompt]:
     """A string, strings, token ids or lists of token ids, as a list of prompts.
 
-    Raises `ApiError` for an empty or mixed list and for ids that are not integers.
+    Raises `ApiError` naming `param` for an empty or mixed list and for ids that are not integers.
     """
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise _bad("prompt", "the list is empty")
+        raise _bad(param, "the list is empty")
     if all(type(item) is int for item in prompt):  # not isinstance: True is no token
         return [prompt]
     if all(type(item) is str for item in prompt):
         return list(prompt)
     if not all(type(item) is list for item in prompt):
-        raise _bad("prompt", "expected a string, strings, token ids, or lists of token ids")
+        raise _bad(param, "expected a string, strings, token ids, or lists of token ids")
     for i, ids in enumerate(prompt):
         if not ids:
-            raise _bad(f"prompt[{i}]", "the list is empty")
+            raise _bad(f"{param}[{i}]", "the list is empty")
         if not all(type(item) is int for item in ids):
-            raise _bad(f"prompt[{i}]", "expected token ids")
+            raise _bad(f"{param}[{i}]", "expected token ids")
     return list(prompt)
 
 

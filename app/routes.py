@@ -11,7 +11,17 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import chat, completions, health, metrics, models, tokenization
+from app import (
+    chat,
+    classify,
+    completions,
+    embeddings,
+    exposition,
+    health,
+    models,
+    scoring,
+    tokenization,
+)
 from app.anthropic import endpoints as anthropic
 from app.anthropic.errors import ERROR_SCHEMA as ANTHROPIC_ERROR_SCHEMA
 from app.anthropic.message import Message
@@ -21,11 +31,13 @@ from app.responses.objects import ResponseObject
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
 from app.schemas.messages import CountTokensRequest, MessagesRequest
+from app.schemas.pooling import ClassifyRequest, EmbeddingRequest, RerankRequest, ScoreRequest
 from app.schemas.responses import ResponsesRequest
 from app.schemas.tokenization import DetokenizeRequest, TokenizeRequest
-from app.service import Service
+from app.served import Served
 
-Handler = Callable[[Service, Request], Awaitable[Response]]
+# Takes the generating `Service`, or with `whole` all that is `Served`.
+Handler = Callable[[Any, Request], Awaitable[Response]]
 Struct = type[msgspec.Struct]
 
 
@@ -40,14 +52,17 @@ class Route(NamedTuple):
     streams: bool = False  # the answer may be server-sent events
     text: bool = False  # the answer is plain text
     errors: dict[str, Any] = ERROR_SCHEMA
+    whole: bool = False  # of all models, not of the one that generates
 
 
 ROUTES = (
-    *(Route("GET", path, health.health) for path in sorted(health.OPEN_PATHS)),
-    Route("GET", "/version", health.server_version),
-    Route("GET", "/metrics", metrics.scrape, text=True),
-    Route("GET", "/v1/models", models.list_models, answer=models.ModelList),
-    Route("GET", "/v1/models/{name:path}", models.get_model, answer=models.ModelCard),
+    *(Route("GET", path, health.health, whole=True) for path in sorted(health.OPEN_PATHS)),
+    Route("GET", "/version", health.server_version, whole=True),
+    Route("GET", "/metrics", exposition.scrape, text=True, whole=True),
+    Route("GET", "/v1/models", models.list_models, answer=models.ModelList, whole=True),
+    Route(
+        "GET", "/v1/models/{name:path}", models.get_model, answer=models.ModelCard, whole=True
+    ),
     Route(
         "POST", "/v1/completions", completions.create_completion,
         CompletionRequest, completions.Completion, streams=True,
@@ -89,6 +104,22 @@ ROUTES = (
         "POST", "/detokenize", tokenization.detokenize,
         DetokenizeRequest, tokenization.Detokenized,
     ),
+    Route(
+        "POST", "/v1/embeddings", embeddings.create_embeddings,
+        EmbeddingRequest, embeddings.EmbeddingList, whole=True,
+    ),
+    *(
+        Route("POST", path, scoring.score, ScoreRequest, scoring.ScoreList, whole=True)
+        for path in ("/score", "/v1/score")
+    ),
+    *(
+        Route("POST", path, scoring.rerank, RerankRequest, scoring.Ranking, whole=True)
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+    ),
+    Route(
+        "POST", "/classify", classify.classify, ClassifyRequest, classify.Classification,
+        whole=True,
+    ),
 )  # fmt: skip
 
 _STATUS = {
@@ -103,15 +134,15 @@ _STATUS = {
 }
 
 
-def add_routes(app: FastAPI, service: Service) -> None:
-    """Give `app` all routes, serving `service`."""
+def add_routes(app: FastAPI, served: Served) -> None:
+    """Give `app` all routes."""
     for route in ROUTES:
         app.add_api_route(
             route.path,
-            _endpoint(service, route.handler),
+            _endpoint(served, route),
             methods=[route.method],
             name=route.handler.__name__,
-            operation_id=f"{route.handler.__name__}_{re.sub(r'[^a-z]+', '_', route.path)}",
+            operation_id=f"{route.handler.__name__}_{re.sub(r'[^a-z0-9]+', '_', route.path)}",
             description=(route.handler.__doc__ or "").strip(),
             response_model=None,
             responses=_responses(route),
@@ -119,9 +150,13 @@ def add_routes(app: FastAPI, service: Service) -> None:
         )
 
 
-def _endpoint(service: Service, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(served: Served, route: Route) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await handler(service, request)
+        if route.whole:
+            return await route.handler(served, request)
+        if served.generator is None:
+            served.refuse_generation()
+        return await route.handler(served.generator, request)
 
     return endpoint
 

@@ -7,7 +7,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,17 +16,18 @@ import uvloop
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from app.engines import Engines
 from app.errors import install_error_handlers
 from app.http_protocol import HttpProtocol
-from app.metrics import Metrics
 from app.middleware import ApiKeys, RequestId
 from app.responses.store import ResponseStoreError
 from app.routes import add_routes
+from app.served import Served
 from app.service import Service
-from app.startup_log import log_progress, log_ready
+from app.startup_log import log_ready
 from app.template import renderer
 from app.tokenizer import TokenizerError
-from batching.engine.client import EngineClient, EngineStartError
+from batching.engine.client import EngineStartError
 from config.settings import EngineSettings, ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -37,52 +38,60 @@ _KEEP_ALIVE_SECONDS = 75
 _OPEN_FILES = 65536
 
 
-def create_app(service: Service) -> FastAPI:
-    """The ASGI application of one served model."""
+def create_app(served: Served | Service) -> FastAPI:
+    """The ASGI application of the served models, or of a single one that generates."""
+    if isinstance(served, Service):
+        served = Served(served)
     middleware = [Middleware(RequestId)]
-    if service.settings.api_keys:
-        middleware.append(Middleware(ApiKeys, keys=service.settings.api_keys))
+    if served.settings.api_keys:
+        middleware.append(Middleware(ApiKeys, keys=served.settings.api_keys))
     app = FastAPI(title="Slipstream", middleware=middleware, docs_url=None, redoc_url=None)
     install_error_handlers(app)
-    add_routes(app, service)
+    add_routes(app, served)
     return app
 
 
-def serve(engine_settings: EngineSettings, server_settings: ServerSettings) -> int:
-    """Start the engine, serve until SIGTERM or SIGINT, drain. Returns the exit status.
+def serve(
+    engine: EngineSettings, server: ServerSettings, pools: Mapping[str, EngineSettings]
+) -> int:
+    """Start the engines, serve until SIGTERM or SIGINT, drain. Returns the exit status.
 
-    `engine_settings.model` is a local folder.
+    `pools` has the pooling models by public name; `engine` may be one of them. Every model is a
+    local folder.
     """
     raise_open_files_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            return runner.run(_serve(engine_settings, server_settings))
+            return runner.run(_serve(engine, server, pools))
         except KeyboardInterrupt:  # while the model was loading
             return 128 + signal.SIGINT
 
 
-async def _serve(engine_settings: EngineSettings, settings: ServerSettings) -> int:
+async def _serve(
+    engine: EngineSettings, settings: ServerSettings, pools: Mapping[str, EngineSettings]
+) -> int:
     try:
         listener = _bind(settings.host, settings.port)
     except OSError as error:
         logger.error("cannot listen on %s port %d: %s", settings.host, settings.port, error)
         return 1
-    metrics = Metrics(settings.served_model_name or Path(engine_settings.model).name)
-    engine = EngineClient(engine_settings, on_step=metrics.on_step)
+    name = settings.served_model_name or Path(engine.model).name
+    engines = Engines()
     try:
         slow_import = asyncio.create_task(asyncio.to_thread(renderer))  # meanwhile
-        capabilities = await engine.start(log_progress)
+        generator = None if name in pools else engine
+        served = await engines.start(settings, name, generator, pools)
         await slow_import
-        service = Service.load(settings, engine, capabilities, metrics)
         try:
-            await _serve_http(service, listener)
+            await _serve_http(served, listener)
         finally:
-            service.responses.close()
+            if served.generator is not None:
+                served.generator.responses.close()
     except (EngineStartError, TokenizerError, ResponseStoreError) as error:
         logger.error("cannot start: %s", error)
         return 1
     finally:
-        await engine.close()
+        await engines.close()
         listener.close()
     return 0
 
@@ -110,21 +119,20 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve_http(service: Service, listener: socket.socket) -> None:
-    settings = service.settings
+async def _serve_http(served: Served, listener: socket.socket) -> None:
     config = uvicorn.Config(
-        create_app(service),
+        create_app(served),
         http=HttpProtocol,
         ws="none",
         lifespan="off",
         access_log=False,
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
+        timeout_graceful_shutdown=int(served.settings.drain_seconds),
     )
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    log_ready(service.capabilities, url, service.model_name)
+    log_ready({model.name: model.capabilities for model in served.models}, url)
     await _HttpServer(config).serve(sockets=[listener])
 
 

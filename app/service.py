@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from app.admission import Admission
-from app.errors import ApiError
+from app.errors import ApiError, no_such_model
 from app.metrics import Metrics
 from app.responses.store import ResponseStore
 from app.sampling import SamplingDefaults
@@ -53,6 +53,7 @@ class Service:
     admission: Admission
     grammars: GrammarCompiler
     responses: ResponseStore
+    others: dict[str, str] = field(default_factory=dict)  # models beside it, and what they do
     created: int = field(default_factory=lambda: int(time.time()))
     clock: Callable[[], float] = time.monotonic
 
@@ -91,6 +92,11 @@ class Service:
         )
 
     @property
+    def name(self) -> str:
+        """The same, as every kind of model has it."""
+        return self.model_name
+
+    @property
     def context(self) -> int:
         """Most tokens of prompt and output together: the model's limit, or the KV pool's."""
         pool = self.capabilities.num_blocks * self.capabilities.block_size
@@ -102,11 +108,10 @@ class Service:
         return self.context - 1
 
     def check_model(self, name: str | None) -> None:
-        """Absent means the served one. Raises `ApiError` (404)."""
-        if name is not None and name != self.model_name:
-            raise ApiError(
-                f"the model {name[:200]!r} does not exist",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
+        """Absent means the served one. Raises `ApiError`: 404, or 400 for one that only pools."""
+        if name is None or name == self.model_name:
+            return
+        if (does := self.others.get(name)) is not None:
+            message = f"the model {name!r} only {does}; {self.model_name!r} generates text"
+            raise ApiError(message, param="model", code="model_not_suitable")
+        raise no_such_model(name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 from batching.engine.messages import Progress
+from batching.worker.pool_protocol import PoolCapabilities
 from batching.worker.protocol import Capabilities
 
 logger = logging.getLogger(__name__)
@@ -24,21 +25,42 @@ def size(count: float) -> str:
     return f"{count:.0f} B" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
 
 
-def startup_lines(capabilities: Capabilities, name: str, url: str) -> list[str]:
-    """The summary of a started server; `name` is the model's public id."""
-    c = capabilities
+Started = Mapping[str, Capabilities | PoolCapabilities]
+"""What each model that serves now can do, by public id."""
+
+
+def startup_lines(models: Started, url: str) -> list[str]:
+    """The summary of a started server."""
+    lines = []
+    for name, capabilities in models.items():
+        weights = f"{capabilities.architecture}, {size(capabilities.weight_bytes)} of weights"
+        lines += [f"model     {name} ({weights})", *_describe(capabilities)]
+        phases = [f"{phase} {seconds:.1f} s" for phase, seconds in capabilities.phases.items()]
+        if phases:
+            total = sum(capabilities.phases.values())
+            lines.append(f"started   in {total:.1f} s: {', '.join(phases)}")
+    return [*lines, f"ready     {url}"]
+
+
+def _describe(c: Capabilities | PoolCapabilities) -> list[str]:
+    if isinstance(c, PoolCapabilities):
+        gives = (
+            f"embeddings of {c.size:,} numbers, pooled by {c.pooling}"
+            if c.task == "embed"
+            else f"{c.size:,} label{'s' * (c.size > 1)}"
+        )
+        return [
+            f"gives     {gives}",
+            f"compute   {c.dtype} on {c.device}, {c.runner} batches",
+            f"limits    {c.max_model_len:,} tokens each",
+        ]
     tokens = c.num_blocks * c.block_size
-    phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in c.phases.items())
-    lines = [
-        f"model     {name} ({c.architecture}, {size(c.weight_bytes)} of weights)",
+    return [
         f"compute   {c.dtype} on {c.device}, {c.attention} attention",
         f"KV cache  {c.num_blocks:,} blocks of {c.block_size} tokens hold {tokens:,} tokens"
         f" ({size(c.kv_bytes)})",
         f"limits    {c.max_sequences:,} sequences at once, {c.max_model_len:,} tokens each",
     ]
-    if phases:
-        lines.append(f"started   in {sum(c.phases.values()):.1f} s: {phases}")
-    return [*lines, f"ready     {url}"]
 
 
 class ProgressLines:
@@ -61,17 +83,19 @@ class ProgressLines:
         return text
 
 
-_progress = ProgressLines()
+def progress_log(name: str = "") -> Callable[[Progress], None]:
+    """Logs an engine's start-up messages, those that bring news, under the model's name if any."""
+    lines = ProgressLines()
+
+    def log(progress: Progress) -> None:
+        line = lines.line(progress.phase, progress.fraction, time.monotonic())
+        if line is not None:
+            logger.info("%s", f"{name}: {line}" if name else line)
+
+    return log
 
 
-def log_progress(progress: Progress) -> None:
-    """Log an engine's start-up message if it brings news."""
-    line = _progress.line(progress.phase, progress.fraction, time.monotonic())
-    if line is not None:
-        logger.info("%s", line)
-
-
-def log_ready(capabilities: Capabilities, url: str, name: str | None = None) -> None:
-    """Log the summary; `name` is the model's public id, by default its folder's name."""
-    for line in startup_lines(capabilities, name or Path(capabilities.model).name, url):
+def log_ready(models: Started, url: str) -> None:
+    """Log the summary."""
+    for line in startup_lines(models, url):
         logger.info("%s", line)

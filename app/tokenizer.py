@@ -12,9 +12,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 
 # A text of more characters per token than this is measured by its head before it is encoded.
-_CHARS_PER_TOKEN = 16
+CHARS_PER_TOKEN = 16
 # Cutting a text may change the tokens around the cut.
-_CUT_SLACK = 64
+CUT_SLACK = 64
 # Prompt tokens a decoder sees first, so that the first word keeps its leading space.
 _CONTEXT_TOKENS = 6
 
@@ -57,12 +57,18 @@ class Tokenizer:
         Raises `PromptTooLongError` without encoding all of it when the head alone has more than
         `limit` tokens; a text somewhat longer than `limit` may still be returned.
         """
-        head = limit * _CHARS_PER_TOKEN
+        head = limit * CHARS_PER_TOKEN
         if len(text) > head:
-            ids = self.backend.encode(text[:head], add_special_tokens=add_special_tokens).ids
-            if len(ids) > limit + _CUT_SLACK:
+            ids = self._encode(text[:head], add_special_tokens)
+            if len(ids) > limit + CUT_SLACK:
                 raise PromptTooLongError
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        return self._encode(text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        # A batch, since only for one is the interpreter left to other threads: a megabyte of text
+        # given to `encode` by a thread would stop the event loop for half a second.
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))

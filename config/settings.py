@@ -20,6 +20,9 @@ class EngineSettings(BaseModel):
 
     model: str = Field("", description="local folder or hub id; empty is the built-in model")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    runner: Literal["auto", "generate", "pooling"] = Field(
+        "auto", description="pooling: embeddings of a model made to generate"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights and KV; auto: the checkpoint's, if fast here"
     )
@@ -71,6 +74,9 @@ class ServerSettings(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="TCP port")
     served_model_name: str | None = Field(None, description="id in /v1/models; default: the model")
+    also: tuple[str, ...] = Field(
+        (), description="[NAME=]MODEL of embedders and rerankers to serve beside"
+    )
     api_keys: tuple[str, ...] = Field((), description="when set, requests need one as bearer token")
     max_queued_requests: int = Field(1024, ge=1, description="beyond this, 429")
     max_queued_tokens: int = Field(4_194_304, ge=1, description="beyond this, 429")

@@ -28,6 +28,7 @@ class PoolCall:
         self.requests = requests
         self._abort = abort
         self._results: dict[str, PoolResult] = {}
+        self._dropped = False
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def results(self) -> list[PoolResult]:
@@ -40,9 +41,7 @@ class PoolCall:
 
     def cancel(self) -> None:
         """Drop what is not computed yet. Idempotent; harmless after the end."""
-        if self._done.done():
-            return
-        self._done.cancel()
+        self._done.cancel()  # may be so already: a reader that is cancelled cancels it
         self._drop()
 
     def finish(self, result: PoolResult) -> None:
@@ -58,6 +57,9 @@ class PoolCall:
             self._drop()
 
     def _drop(self) -> None:
+        if self._dropped:
+            return
+        self._dropped = True
         for request in self.requests:
             if request.id not in self._results:
                 self._abort(request.id)
@@ -85,13 +87,20 @@ class OpenText:
         self.sent = self.admitted = False
 
 
+OnBatch = Callable[[Sequence[tuple[PoolRequest, PoolResult]], int], None]
+
+
 class PoolClient(SupervisedClient[OpenText, PoolCapabilities]):
-    """Keeps one pooling engine running and talks to it. `on_batch` is called with each output."""
+    """Keeps one pooling engine running and talks to it.
+
+    `on_batch` is called with the texts of each batch that were still waited for, their results,
+    and the tokens of the whole batch.
+    """
 
     def __init__(
         self,
         settings: EngineSettings,
-        on_batch: Callable[[PoolOutput], None] | None = None,
+        on_batch: OnBatch | None = None,
         *,
         child_module: str = "batching.engine.pool_child",
     ) -> None:
@@ -119,13 +128,15 @@ class PoolClient(SupervisedClient[OpenText, PoolCapabilities]):
         if not isinstance(message, PoolOutput):
             return
         self.stats = self._sum_totals(message.stats)
+        texts = []
         for result in message.results:
             text = self._open.get(result.id)
             if text is not None:  # else aborted meanwhile
                 self._forget(text)
                 text.call.finish(result)
-        if self._on_batch is not None:
-            self._on_batch(PoolOutput(message.results, self.stats))
+                texts.append((text.request, result))
+        if message.results and self._on_batch is not None:
+            self._on_batch(texts, message.stats.step_tokens)
 
     def _condemn(self, request: OpenText, error: str) -> None:
         request.call.fail(PoolError(error))

@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.schemas import chat, completions, messages, responses, tokenization
+from app.schemas import chat, completions, messages, pooling, responses, tokenization
 from app.schemas.common import INERT_COMMON, REFUSED_COMMON, SamplingFields
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 BOTH, COMPLETIONS, CHAT = "both endpoints", "`/v1/completions`", "`/v1/chat/completions`"
+POOLING = "pooling models"
 
 
 def documented(section: str) -> dict[str, str]:
@@ -41,6 +42,25 @@ def test_the_tables_are_the_schemas(module: object, schema: type, section: str) 
     expected = {name: "inert" if name in inert else "honoured" for name in fields}
     expected |= dict.fromkeys(refused, "refused")
     assert documented(BOTH) | documented(section) == expected
+
+
+@pytest.mark.parametrize(
+    ("schema", "refused", "section"),
+    [
+        (pooling.EmbeddingRequest, pooling.REFUSED_EMBEDDING, "`/v1/embeddings`"),
+        (pooling.ClassifyRequest, pooling.REFUSED_CLASSIFY, "`/classify`"),
+        (pooling.ScoreRequest, pooling.REFUSED_SCORE, "`/score`"),
+        (pooling.RerankRequest, pooling.REFUSED_RERANK, "`/rerank`"),
+    ],
+    ids=["embeddings", "classify", "score", "rerank"],
+)
+def test_pooling(schema: type, refused: dict[str, str], section: str) -> None:
+    fields = {field.name for field in msgspec.structs.fields(schema)}
+    expected = {name: "inert" if name in pooling.INERT else "honoured" for name in fields}
+    expected |= dict.fromkeys(refused, "refused")
+    assert documented(POOLING) | documented(section) == expected
+    common = {field.name for field in msgspec.structs.fields(pooling.PoolFields)}
+    assert set(documented(POOLING)) == common | set(pooling.REFUSED_COMMON)
 
 
 @pytest.mark.parametrize(

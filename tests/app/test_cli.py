@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from app import cli
-from app.model_source import BUILTIN_NAME, ModelSourceError, find_model
+from app.model_source import BUILTIN_NAME, ModelSourceError, find_model, is_pooling
 from config.flags import ServeParser
-from config.load import FIELDS, flag_of, load_settings
+from config.load import FIELDS, SettingsError, flag_of, load_settings
+from config.settings import EngineSettings
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def model_folder(tmp_path: Path) -> Path:
 def test_help_of_serve_fits_on_one_screen_and_names_every_flag() -> None:
     text = ServeParser().format_help()
     lines = text.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= 45
     assert [line for line in lines if len(line) > 100] == []
     flags = [flag_of(name).removeprefix("--") for name in FIELDS]
     assert [flag for flag in flags if flag not in text] == []
@@ -86,6 +87,62 @@ def test_a_local_folder_is_served_under_its_name(model_folder: Path) -> None:
     engine, server = cli._with_model(*load_settings({"model": str(model_folder)}, {}))
     assert engine.model == str(model_folder)
     assert server.served_model_name == "my-model"
+
+
+@pytest.mark.parametrize(
+    ("config", "pools"),
+    [
+        ('{"architectures": ["BertModel"]}', True),
+        ('{"architectures": ["RobertaForMaskedLM"]}', True),
+        ('{"architectures": ["Qwen2ForSequenceClassification"]}', True),
+        ('{"architectures": ["LlamaForCausalLM"]}', False),
+        ('{"architectures": ["GPT2LMHeadModel"]}', False),
+        ('{"architectures": null}', False),
+        ("{}", False),
+        ("{", False),
+    ],
+)
+def test_what_a_model_does_is_seen_in_its_config(
+    model_folder: Path, config: str, pools: bool
+) -> None:
+    (model_folder / "config.json").write_text(config)
+    assert is_pooling(model_folder) is pools
+    (model_folder / "modules.json").write_text("[]")
+    assert is_pooling(model_folder)
+
+
+def pooling_models(**flags: object) -> dict[str, EngineSettings]:
+    return cli._pools(*cli._with_model(*load_settings(flags, {})))
+
+
+def test_a_pooling_model_alone_is_its_own_engine(model_folder: Path) -> None:
+    assert pooling_models(model=str(model_folder)) == {}
+    (model_folder / "modules.json").write_text("[]")
+    alone = pooling_models(model=str(model_folder), max_model_len=32, served_model_name="x")
+    assert {name: engine.max_model_len for name, engine in alone.items()} == {"x": 32}
+    assert pooling_models(model=str(model_folder), runner="generate") == {}
+    (model_folder / "modules.json").unlink()
+    assert set(pooling_models(model=str(model_folder), runner="pooling")) == {"my-model"}
+
+
+def test_models_beside_have_names_and_settings(model_folder: Path) -> None:
+    also = f"{model_folder},other={model_folder}"
+    found = pooling_models(also=also, dtype="bfloat16", max_model_len=64, quantization="int8")
+    assert list(found) == ["my-model", "other"]
+    for engine in found.values():
+        assert (engine.model, engine.dtype) == (str(model_folder), "bfloat16")
+        assert (engine.max_model_len, engine.quantization) == (None, "none")
+
+
+def test_two_models_of_one_name_are_refused(model_folder: Path) -> None:
+    for flags in (
+        {"also": f"{model_folder},{model_folder}"},
+        {"model": str(model_folder), "also": str(model_folder)},
+    ):
+        with pytest.raises(SettingsError, match="two models are called 'my-model'"):
+            pooling_models(**flags)
+    with pytest.raises(ModelSourceError, match="there is no folder"):
+        pooling_models(also="x=./no/such/folder")
 
 
 def test_a_given_name_wins(model_folder: Path) -> None:

@@ -24,6 +24,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/responses/input_tokens": {"input": "a"},
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/embeddings": {"input": "a"},
+    "/classify": {"input": "a"},
+    **{path: {"text_1": "a", "text_2": "b"} for path in ("/score", "/v1/score")},
+    "/rerank": {"query": "a", "documents": ["b"]},
+    "/v1/rerank": {"query": "a", "documents": ["b"]},
+    "/v2/rerank": {"query": "a", "documents": ["b"]},
 }
 EACH = pytest.mark.parametrize("route", WITH_BODY, ids=lambda route: route.path)
 

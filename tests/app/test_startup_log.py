@@ -6,8 +6,9 @@ import logging
 
 import pytest
 
-from app.startup_log import ProgressLines, log_progress, log_ready, size, startup_lines
+from app.startup_log import ProgressLines, log_ready, progress_log, size, startup_lines
 from batching.engine.messages import Progress
+from batching.worker.pool_protocol import PoolCapabilities, PoolTask
 from batching.worker.protocol import Capabilities
 
 CAPABILITIES = Capabilities(
@@ -29,13 +30,35 @@ CAPABILITIES = Capabilities(
 
 
 def test_the_summary_says_what_runs_where_and_how_much_fits() -> None:
-    assert startup_lines(CAPABILITIES, "slipstream-tiny", "http://127.0.0.1:8000") == [
+    assert startup_lines({"slipstream-tiny": CAPABILITIES}, "http://127.0.0.1:8000") == [
         "model     slipstream-tiny (LlamaForCausalLM, 11.0 MiB of weights)",
         "compute   bfloat16 on cpu, cpu attention",
         "KV cache  4,096 blocks of 32 tokens hold 131,072 tokens (1.5 GiB)",
         "limits    64 sequences at once, 2,048 tokens each",
         "started   in 1.5 s: import 1.0 s, weights 0.5 s",
         "ready     http://127.0.0.1:8000",
+    ]
+
+
+@pytest.mark.parametrize(
+    "task,size,gives",
+    [
+        ("embed", 384, "embeddings of 384 numbers, pooled by mean"),
+        ("classify", 1, "1 label"),
+        ("classify", 3, "3 labels"),
+    ],
+)
+def test_the_summary_says_what_a_pooling_model_gives(task: PoolTask, size: int, gives: str) -> None:
+    pool = PoolCapabilities(
+        "m", "BertModel", task, size, 30522, 256, "float32", "cpu", "mean", "packed",
+        weight_bytes=2**20,
+    )  # fmt: skip
+    assert startup_lines({"minilm": pool}, "http://h:1") == [
+        "model     minilm (BertModel, 1.0 MiB of weights)",
+        f"gives     {gives}",
+        "compute   float32 on cpu, packed batches",
+        "limits    256 tokens each",
+        "ready     http://h:1",
     ]
 
 
@@ -63,6 +86,8 @@ def test_progress_is_said_once_a_second() -> None:
 
 def test_all_of_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        log_progress(Progress("of this test"))
-        log_ready(CAPABILITIES, "http://h:1")
-    assert caplog.messages == ["of this test …", *startup_lines(CAPABILITIES, "x", "http://h:1")]
+        progress_log()(Progress("of this test"))
+        progress_log("minilm")(Progress("weights"))
+        log_ready({"x": CAPABILITIES}, "http://h:1")
+    said = startup_lines({"x": CAPABILITIES}, "http://h:1")
+    assert caplog.messages == ["of this test …", "minilm: weights …", *said]

@@ -124,9 +124,9 @@ def test_a_long_text_is_measured_by_its_head(tokenizer: Tokenizer) -> None:
     encoded: list[int] = []
 
     class Spy:
-        def encode(self, text: str, add_special_tokens: bool) -> object:
-            encoded.append(len(text))
-            return tokenizer.backend.encode(text, add_special_tokens=add_special_tokens)
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> object:
+            encoded.extend(map(len, texts))
+            return tokenizer.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
 
     spied = Tokenizer(tokenizer.backend)
     spied.backend = Spy()  # type: ignore[assignment]

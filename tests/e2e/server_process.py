@@ -75,11 +75,14 @@ class ServerProcess:
             raise KeyError(name)
         return sum(map(float, values))
 
-    def signal_engine(self, number: int) -> None:
-        """Send a signal to the engine child."""
+    def signal_engine(self, number: int, module: str = "batching.engine.child") -> None:
+        """Send a signal to the engine child that runs `module`; the oldest, if several do."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        (child,) = children.read_text().split()
-        os.kill(int(child), number)
+        for child in children.read_text().split():
+            if module in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
+                os.kill(int(child), number)
+                return
+        raise AssertionError(f"no child runs {module}")
 
     def wait_health(self, status: int, seconds: float) -> None:
         """Until /health answers with a status. Raises if that takes longer."""

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from batching.core.types import PoolRequest
+from batching.core.types import PoolRequest, PoolResult
 from batching.engine import process
-from batching.engine.messages import PoolOutput
-from batching.engine.pool_client import PoolClient, PoolError
+from batching.engine.pool_client import OnBatch, PoolClient, PoolError
 from batching.engine.stream import EngineDeadError
 from config.settings import EngineSettings
 from tests.engine.faulty_child import Fault
@@ -31,9 +30,7 @@ async def start(settings: EngineSettings, monkeypatch: pytest.MonkeyPatch) -> As
     monkeypatch.setattr(process, "SILENCE_SECONDS", 1.5)
     engines: list[PoolClient] = []
 
-    async def launch(
-        on_batch: Callable[[PoolOutput], None] | None = None, **update: object
-    ) -> PoolClient:
+    async def launch(on_batch: OnBatch | None = None, **update: object) -> PoolClient:
         changed = settings.model_copy(update={"max_sequences": 4, "step_timeout_s": 1.5, **update})
         engine = PoolClient(changed, on_batch, child_module="tests.engine.faulty_pool_child")
         engines.append(engine)
@@ -63,14 +60,21 @@ async def numbers(engine: PoolClient, name: str, texts: Sequence[Sequence[int]])
 
 
 async def test_calls_share_batches_and_get_what_is_theirs(start: Start) -> None:
-    seen: list[PoolOutput] = []
-    engine = await start(seen.append)
+    seen: list[PoolRequest] = []
+    sizes: list[int] = []
+
+    def on_batch(batch: Sequence[tuple[PoolRequest, PoolResult]], tokens: int) -> None:
+        seen.extend(request for request, _ in batch)
+        sizes.append(tokens)
+
+    engine = await start(on_batch)
     calls = [numbers(engine, f"c{i}", [[i, j] for j in range(1 + i % 5)]) for i in range(20)]
     await asyncio.gather(*calls)
     texts = sum(1 + i % 5 for i in range(20))
     assert engine.stats.prompt_tokens == 2 * texts
     assert engine.stats.steps < texts  # several to a batch
-    assert sum(len(output.results) for output in seen) == texts
+    assert len(seen) == len({request.id for request in seen}) == texts
+    assert sum(sizes) == 2 * texts and max(sizes) > 2
     assert_idle(engine)
 
 

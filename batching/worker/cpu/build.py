@@ -55,12 +55,19 @@ def load_library(
 
 
 def openmp_runtime() -> Path:
-    """The OpenMP library loaded in this process. Raises `BuildError` if there is none, or two."""
-    maps = Path("/proc/self/maps")
-    found = set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", maps.read_text()))
-    if len(found) != 1:
-        raise BuildError(f"need exactly one OpenMP runtime in the process, found {sorted(found)}")
-    return Path(found.pop())
+    """The OpenMP library that torch uses. Raises `BuildError` if it is not clear which that is.
+
+    Others may be loaded beside it: scikit-learn, for one, brings its own.
+    """
+    maps = Path("/proc/self/maps").read_text()
+    found = set(map(Path, re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", maps)))
+    torch = set(map(Path, re.findall(r"/\S*/libtorch_cpu\.so", maps)))
+    beside = {path for path in found for library in torch if path.parent == library.parent}
+    chosen = beside if len(found) > 1 else found
+    if len(chosen) != 1:
+        names = ", ".join(sorted(map(str, found))) or "none"
+        raise BuildError(f"cannot tell which OpenMP runtime in the process is torch's: {names}")
+    return chosen.pop()
 
 
 def _compiler() -> str:

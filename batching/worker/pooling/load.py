@@ -158,6 +158,8 @@ def _choose_runner(
     runner: Runner = padded
     own_attention = model.config._attn_implementation
     try:
+        if model.device.type != "cpu":  # there, attention text by text would cost a launch each
+            raise CannotPackError("the device is no CPU")
         packed = PackedRunner(model.base_model, first, has_types=has_types)
         model.set_attn_implementation(ATTENTION_NAME)
         _prove(packed, head, batch, expected, torch.float32)
