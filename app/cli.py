@@ -16,6 +16,8 @@ usage: slipstream COMMAND [flags]
   serve [MODEL]   serve a model over HTTP (default: the built-in model)
   bench           measure an OpenAI-style server
   compare A B     what changed between two results; fails on a regression
+  calibrate       measure how long a model's steps take on this machine
+  simulate TRACE  predict what a server or a hundred would do under recorded traffic
   --version       print the version
 
 `slipstream COMMAND --help` lists a command's flags."""
@@ -32,6 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from loadtest.cli import main as bench
 
             return bench(rest)
+        case "calibrate":
+            from app.calibration import main as calibrate
+
+            return calibrate(rest)
+        case "simulate":
+            from loadtest.twin.simulate import main as simulate
+
+            return simulate(rest)
         case "compare":
             from loadtest.compare import main as compare
 

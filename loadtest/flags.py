@@ -76,12 +76,10 @@ def _workload(group: Any) -> None:
     group.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
 
 
-def add_trace_flags(group: Any, *, positional: bool = False) -> None:
+def add_trace_flags(group: Any, *, named: bool = True) -> None:
     """Which part of which trace, and how it is changed."""
-    text = "recorded traffic: Azure or BurstGPT csv, Mooncake or Bailian jsonl"
-    if positional:
-        group.add_argument("trace", type=Path, metavar="TRACE", help=text)
-    else:
+    if named:
+        text = "recorded traffic: Azure or BurstGPT csv, Mooncake or Bailian jsonl"
         group.add_argument("--trace", type=Path, help=text)
     group.add_argument("--start", type=float, default=0.0, help="first second of the window")
     group.add_argument("--seconds", type=positive(float), help="length of the window")

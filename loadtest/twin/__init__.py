@@ -1,0 +1,1 @@
+"""The digital twin: the production scheduler on a virtual clock."""

@@ -1,0 +1,199 @@
+"""Replicas, a router and requests on one virtual clock. Equal inputs give equal outcomes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batching.core.step_time import StepTime
+from batching.core.types import FinishReason, Limits, Request, SamplingParams, TokenEvent
+from loadtest.events import Outcome
+from loadtest.twin.replica import FrontEnd, Replica
+from loadtest.twin.routing import Router
+
+_CLIENT_SECONDS = 0.0005  # between a response and the next request of a closed loop
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request to simulate. The prompt is made when it is sent, so that a day fits in memory."""
+
+    prompt: Callable[[], list[int]]
+    output: int
+    group: str = "all"
+    offset: float = 0.0
+
+
+class Fleet:
+    """Simulates jobs on replicas. May be used for several runs, the clock and caches going on.
+
+    With `every_token` False outcomes keep the times of the first and last token only.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        step_time: StepTime,
+        router: Router,
+        replicas: int = 1,
+        front: FrontEnd | None = None,
+        *,
+        every_token: bool = True,
+    ) -> None:
+        front = front or FrontEnd()
+        self.replicas = [Replica(limits, step_time, front) for _ in range(replicas)]
+        self.samples: list[dict[str, float]] = []
+        self.now = 0.0
+        self._router = router
+        self._every_token = every_token
+        self._heap: list[tuple[float, int, int]] = []  # time, replica, serial number of the wake-up
+        self._serials = [0] * replicas
+        self._open: dict[str, tuple[Outcome, Request, int]] = {}
+        self._sent = 0
+        self._sample_every = 0.0
+        self._sample_next = 0.0
+
+    def open_loop(self, jobs: Sequence[Job], sample_every: float = 1.0) -> list[Outcome]:
+        """Send each job at its offset from now. Outcomes in the order of jobs."""
+        start = self.now
+        self._begin_samples(sample_every)
+        outcomes = []
+        for job in jobs:
+            due = start + job.offset
+            self._run_until(due)
+            outcomes.append(self._send(job, due))
+        self._run_until(float("inf"))
+        return outcomes
+
+    def closed_loop(
+        self, jobs: Iterable[Job], concurrency: int, sample_every: float = 1.0
+    ) -> list[Outcome]:
+        """Keep `concurrency` jobs in flight. Outcomes in the order of sending."""
+        self._begin_samples(sample_every)
+        waiting = iter(jobs)
+        outcomes = []
+        due: list[float] = [self.now] * concurrency
+        heapq.heapify(due)
+        while True:
+            while due:
+                at = due[0]
+                ended = self._run_until(at, stop_at_end=True)
+                if ended:  # somebody becomes free before
+                    for time in ended:
+                        heapq.heappush(due, time + _CLIENT_SECONDS)
+                    continue
+                heapq.heappop(due)
+                job = next(waiting, None)
+                if job is not None:
+                    outcomes.append(self._send(job, at))
+            ended = self._run_until(float("inf"), stop_at_end=True)
+            if not ended:
+                return outcomes
+            due = [time + _CLIENT_SECONDS for time in ended]
+            heapq.heapify(due)
+
+    def _send(self, job: Job, now: float) -> Outcome:
+        self.now = max(self.now, now)
+        name = str(self._sent)
+        self._sent += 1
+        prompt = job.prompt()
+        request = Request(name, prompt, SamplingParams(max_tokens=job.output), now)
+        outcome = Outcome(
+            sent=now,
+            ended=now,
+            scheduled=now,
+            status=200,
+            chunk_times=[],
+            input_tokens=len(prompt),
+            output_tokens=0,
+            cached_tokens=0,
+            asked_input=len(prompt),
+            asked_output=job.output,
+            group=job.group,
+        )
+        place = 0
+        if len(self.replicas) > 1:
+            place = self._router.choose(prompt, self.replicas)
+        replica = self.replicas[place]
+        was = replica.wake
+        replica.send(request, now)
+        self._open[name] = outcome, request, place
+        if replica.wake != was:
+            self._schedule(place)
+        return outcome
+
+    def _schedule(self, place: int) -> None:
+        wake = self.replicas[place].wake
+        if wake is not None:
+            self._serials[place] += 1
+            heapq.heappush(self._heap, (wake, place, self._serials[place]))
+
+    def _run_until(self, end: float, stop_at_end: bool = False) -> list[float]:
+        """Handle all events before `end`. With `stop_at_end` return as soon as requests ended: the
+        times at which their clients knew."""
+        while self._heap and self._heap[0][0] <= end:
+            now, place, serial = heapq.heappop(self._heap)
+            if serial != self._serials[place]:
+                continue  # another wake-up has replaced this one
+            self._sample(now)
+            self.now = max(self.now, now)
+            replica = self.replicas[place]
+            events = replica.advance(now)
+            ended = self._deliver(events, now + replica.front.reply)
+            ended += self._refuse(replica, now)
+            self._schedule(place)
+            if ended and stop_at_end:
+                return ended
+        return []
+
+    def _deliver(self, events: Sequence[TokenEvent], now: float) -> list[float]:
+        ended = []
+        for event in events:
+            outcome, request, place = self._open[event.id]
+            times = outcome.chunk_times
+            if event.cached_tokens:
+                outcome.cached_tokens = event.cached_tokens
+            if event.tokens:
+                assert outcome.output_tokens is not None
+                outcome.output_tokens += len(event.tokens)
+                if self._every_token or len(times) < 2:
+                    times.append(now)
+                else:
+                    times[1] = now
+            if event.finish is not None:
+                outcome.ended = now
+                outcome.finish = FinishReason(event.finish).value
+                self.replicas[place].finished(request)
+                del self._open[event.id]
+                ended.append(now)
+        return ended
+
+    def _refuse(self, replica: Replica, now: float) -> list[float]:
+        ended = []
+        while replica.refused:
+            name, why = replica.refused.pop()
+            outcome, _, _ = self._open.pop(name)
+            outcome.ended, outcome.error, outcome.status, outcome.detail = now, "HTTP 400", 400, why
+            ended.append(now)
+        return ended
+
+    def _begin_samples(self, every: float) -> None:
+        self.samples = []
+        self._sample_every, self._sample_next = every, self.now
+
+    def _sample(self, now: float) -> None:
+        """Gauges as the server would tell them, summed (blocks: averaged) over replicas."""
+        if now < self._sample_next:
+            return
+        stats = [replica.scheduler.stats() for replica in self.replicas]
+        used, total = sum(s.blocks_used for s in stats), sum(s.blocks_total for s in stats)
+        gauges: dict[str, Any] = {
+            "t": now,
+            "running": sum(s.running for s in stats),
+            "waiting": sum(s.waiting for s in stats),
+            "kv": used / total,
+        }
+        self.samples.append(gauges)
+        self._sample_next = now + self._sample_every
