@@ -124,7 +124,10 @@ class Runner(Protocol):
         """
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Raw logits float32 [n, vocabulary] of hidden states [n, width]."""
+        """Raw logits float32 [n, vocabulary] of hidden states [n, width].
+
+        The caller may change them; the next call may overwrite them.
+        """
 
 
 class PackedModel:

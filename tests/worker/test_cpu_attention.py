@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from batching.worker.cpu.attention import SOURCE, CpuAttention
 from tests.worker.paged_case import Case, spec_of
 
 DTYPES = [torch.float32, torch.bfloat16]
+# Pages of whole steps of 32 tokens are multiplied on AMX tiles where there are some.
+BLOCK_SIZES = [16, 32]
 RAGGED = [(1, 1), (37, 1), (130, 130), (515, 1), (600, 88), (16, 16), (129, 2)]
 
 
@@ -60,18 +63,22 @@ def test_block_sizes(backend: CpuAttention, block_size: int, dtype: torch.dtype)
     check(Case(spec_of(4, 2, 32), RAGGED, block_size, dtype), backend)
 
 
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [1, 2, 8, 36, 37, 38, 127, 128, 129, 514, 515, 516])
-def test_windows(backend: CpuAttention, window: int, dtype: torch.dtype) -> None:
-    check(Case(spec_of(3, 1, 32, window=window), RAGGED, dtype=dtype), backend)
+def test_windows(backend: CpuAttention, block_size: int, window: int, dtype: torch.dtype) -> None:
+    check(Case(spec_of(3, 1, 32, window=window), RAGGED, block_size, dtype), backend)
 
 
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 100])
-def test_softcap_and_sinks(backend: CpuAttention, window: int | None, dtype: torch.dtype) -> None:
+def test_softcap_and_sinks(
+    backend: CpuAttention, block_size: int, window: int | None, dtype: torch.dtype
+) -> None:
     sinks = torch.tensor([3.0, -1.0, 0.0, 8.0])
     spec = spec_of(4, 2, 64, softcap=1.5, sinks=sinks, window=window)
-    check(Case(spec, RAGGED, dtype=dtype), backend)
+    check(Case(spec, RAGGED, block_size, dtype), backend)
 
 
 def test_every_context_around_the_borders(backend: CpuAttention) -> None:
@@ -102,13 +109,14 @@ def test_strided_views(backend: CpuAttention, dtype: torch.dtype) -> None:
     assert torch.equal(got, expected[0])
 
 
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 150])
 def test_bits_do_not_depend_on_the_batch(
-    backend: CpuAttention, window: int | None, dtype: torch.dtype
+    backend: CpuAttention, block_size: int, window: int | None, dtype: torch.dtype
 ) -> None:
     case = Case(
-        spec_of(6, 2, 80, window=window), [(1300, 1), (700, 80), (3, 3), *RAGGED], dtype=dtype
+        spec_of(6, 2, 64, window=window), [(1300, 1), (700, 80), (3, 3), *RAGGED], block_size, dtype
     )
     together = case.run(backend)
     pages = case.pages(backend)
@@ -119,12 +127,13 @@ def test_bits_do_not_depend_on_the_batch(
         assert torch.equal(alone[0], together[s])
 
 
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 150])
 def test_bits_do_not_depend_on_how_a_prompt_is_cut(
-    backend: CpuAttention, window: int | None, dtype: torch.dtype
+    backend: CpuAttention, block_size: int, window: int | None, dtype: torch.dtype
 ) -> None:
-    case = Case(spec_of(6, 2, 32, window=window), [(700, 700)], dtype=dtype)
+    case = Case(spec_of(6, 2, 32, window=window), [(700, 700)], block_size, dtype)
     whole = case.run(backend)[0]
     for cut in (1, 13, 64, 300):
         pages = case.pages(backend)
@@ -135,9 +144,11 @@ def test_bits_do_not_depend_on_how_a_prompt_is_cut(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_depend_on_the_block_size(backend: CpuAttention, dtype: torch.dtype) -> None:
-    results = [Case(spec_of(4, 2, 64), RAGGED, size, dtype).run(backend) for size in (4, 16, 96)]
-    for other in results[1:]:
-        assert same_bits(results[0], other)
+    """Among those that fill whole steps of 32 tokens, and among the others."""
+    for sizes in ((4, 16, 48), (32, 96, 256)):
+        results = [Case(spec_of(4, 2, 64), RAGGED, size, dtype).run(backend) for size in sizes]
+        for other in results[1:]:
+            assert same_bits(results[0], other)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -199,6 +210,17 @@ def test_other_instruction_sets(target: str, tmp_path: Path) -> None:
         spec = spec_of(6, 2, 80, softcap=5.0, sinks=torch.ones(6), window=400)
         case = Case(spec, RAGGED, dtype=dtype)
         check(case, backend)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+def test_tile_instructions_are_used_right(head_dim: int, tmp_path_factory: Any) -> None:
+    """With the tile instructions spelled out in C++, since few machines have them."""
+    cache = tmp_path_factory.getbasetemp() / "emulated"
+    target = (*build.NATIVE, "-DSLIPSTREAM_EMULATE_AMX")
+    emulated = CpuAttention(torch.device("cpu"), cache, target)
+    for group in (1, 3, 16):
+        spec = spec_of(2 * group, 2, head_dim, window=400)
+        check(Case(spec, RAGGED, 32, torch.bfloat16), emulated)
 
 
 def test_refusals_name_the_reason(backend: CpuAttention) -> None:

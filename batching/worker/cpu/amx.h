@@ -107,5 +107,89 @@ SLIPSTREAM_INLINE void multiply_tiles() {
 
 #endif
 
+// This thread's tiles, as every kernel here uses them: 0-3 sums, 4-5 left operand, 6-7 right operand.
+// Shaping costs as much as several products, so the shapes stay until others are wanted, or until
+// the thread lets go: other libraries in the process use the tiles too.
+class ThreadTiles {
+ public:
+  // For up to 32 rows: of more than sixteen, tiles 0, 1 and 4 have the first sixteen and 2, 3 and 5
+  // the others; fewer are in each of them.
+  void fit(int rows) {
+    if (rows == rows_) return;
+    const int lower = rows > TILE_HEIGHT ? rows - TILE_HEIGHT : rows;
+    TileShapes shapes;
+    for (int tile = 0; tile < TILES; ++tile) shapes.row_bytes[tile] = TILE_BYTES;
+    shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = std::min(rows, TILE_HEIGHT);
+    shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = lower;
+    shapes.rows[6] = shapes.rows[7] = TILE_HEIGHT;
+    shape_tiles(shapes);
+    rows_ = rows;
+  }
+
+  void release() {
+    if (rows_) release_tiles();
+    rows_ = 0;
+  }
+
+ private:
+  int rows_ = 0;
+};
+
+inline thread_local ThreadTiles thread_tiles;
+
+inline bool tiles_granted() {
+  static const bool granted = request_tiles();
+  return granted;
+}
+
+SLIPSTREAM_INLINE void zero_sums() {
+  zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+}
+
+// Sums of 32 rows and columns, `stride` bytes from row to row.
+SLIPSTREAM_INLINE void load_sums(const void* sums, int64_t stride, bool lower) {
+  const char* row = static_cast<const char*>(sums);
+  load_tile<0>(row, stride), load_tile<1>(row + TILE_BYTES, stride);
+  if (!lower) return;
+  row += TILE_HEIGHT * stride;
+  load_tile<2>(row, stride), load_tile<3>(row + TILE_BYTES, stride);
+}
+
+SLIPSTREAM_INLINE void store_sums(void* sums, int64_t stride, bool lower) {
+  char* row = static_cast<char*>(sums);
+  store_tile<0>(row, stride), store_tile<1>(row + TILE_BYTES, stride);
+  if (!lower) return;
+  row += TILE_HEIGHT * stride;
+  store_tile<2>(row, stride), store_tile<3>(row + TILE_BYTES, stride);
+}
+
+// Adds to the sums: rows, `row_bytes` apart, times 32 columns, whose rows of units lie `stride`
+// units apart; over `units` (a multiple of sixteen), with between() before each sixteen.
+template <class T, class Between>
+SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool lower,
+                                      const Unit* columns, int64_t stride, int units,
+                                      Between&& between) {
+  const Unit* low = rows + TILE_HEIGHT * (row_bytes / sizeof(Unit));
+  const int64_t column_bytes = stride * sizeof(Unit);
+  for (int u = 0; u < units; u += TILE_HEIGHT) {
+    between();
+    load_tile<6>(columns + u * stride, column_bytes);
+    load_tile<4>(rows + u, row_bytes);
+    multiply_tiles<T, 0, 4, 6>();
+    load_tile<7>(columns + u * stride + LANES, column_bytes);
+    multiply_tiles<T, 1, 4, 7>();
+    if (!lower) continue;
+    load_tile<5>(low + u, row_bytes);
+    multiply_tiles<T, 2, 5, 6>();
+    multiply_tiles<T, 3, 5, 7>();
+  }
+}
+
+template <class T>
+SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool lower,
+                                      const Unit* columns, int64_t stride, int units) {
+  multiply_units<T>(rows, row_bytes, lower, columns, stride, units, [] {});
+}
+
 }  // namespace slipstream
 #endif

@@ -5,6 +5,7 @@
 // tile, is free: it changes time, never bits.
 #pragma once
 
+#include "attention_amx.h"
 #include "attention_plan.h"
 #include "attention_tiles.h"
 
@@ -43,6 +44,14 @@ static void write_key(const Placement& token, Unit* pages, int units, int size) 
   Unit* target = pages + token.page * (units * size) + token.offset;
   for (int u = 0; u < units; ++u)
     std::memcpy(target + u * size, token.key + u * sizeof(Unit), sizeof(Unit));
+}
+
+// A key goes to as many cache lines as it has units, which a page seldom has in the cache: called a
+// token ahead, this fetches them while something is computed.
+static void prefetch_key(const Placement& token, const Unit* pages, int units, int size) {
+  if (token.offset < 0) return;
+  const Unit* target = pages + token.page * (units * size) + token.offset;
+  for (int u = 0; u < units; ++u) __builtin_prefetch(target + u * size, 1, 3);
 }
 
 static void write_value(float, const Placement& token, Unit* row, int dim) {
@@ -92,6 +101,9 @@ struct Scratch {
   std::vector<float> scores, split_output, output, shrink;
   std::vector<T> weights;
   std::vector<RowState> split_state, state;
+#if SLIPSTREAM_AMX
+  AmxScratch amx;
+#endif
 
   void fit(int rows, int units, int columns) {
     const size_t needed = static_cast<size_t>(rows) * columns;
@@ -180,12 +192,9 @@ struct Attend {
     const int to = layer.window > 0
                        ? std::min<int>(tile.tokens, end - 1 + layer.window - tile.position)
                        : tile.tokens;
-    locate_keys(chunk);
-    locate_values(chunk);
     const int row = from * group, count = (to - from) * group;
+    compute_scores(chunk, row, count);
     const Scoring how(layer.scale, layer.softcap);
-    compute_scores<T>(scratch.query.data() + row * units, count, units, chunk,
-                      scratch.scores.data());
     for (int r = 0; r < count; ++r) {
       const int position = tile.position + (row + r) / group;
       const int first = std::max(chunk.begin, first_visible(layer, position) - chunk.first);
@@ -194,9 +203,55 @@ struct Attend {
           update_row<T>(how, scratch.scores.data() + r * CHUNK, first, last, chunk,
                         scratch.split_state[row + r], scratch.weights.data() + r * CHUNK);
     }
-    accumulate_values<T>(scratch.weights.data(), count, chunk, scratch.shrink.data(), columns,
-                         scratch.split_output.data() + row * columns);
+    accumulate_values(chunk, row, count);
   }
+
+  void compute_scores(Chunk& chunk, int row, int count) {
+    const Unit* query = scratch.query.data() + row * units;
+#if SLIPSTREAM_AMX
+    if (fits_tiles()) {
+      locate_steps(chunk);
+      return compute_scores_amx(query, count, units, steps, size, scratch.scores.data());
+    }
+#endif
+    locate_keys(chunk);
+    locate_values(chunk);
+    slipstream::compute_scores<T>(query, count, units, chunk, scratch.scores.data());
+  }
+
+  void accumulate_values(const Chunk& chunk, int row, int count) {
+    const T* weights = scratch.weights.data();
+    float* output = scratch.split_output.data() + row * columns;
+#if SLIPSTREAM_AMX
+    if constexpr (PER_UNIT<T> == 2)
+      if (fits_tiles())
+        return accumulate_values_amx(weights, count, steps, scratch.shrink.data(), columns,
+                                     scratch.amx.sums, output);
+#endif
+    slipstream::accumulate_values<T>(weights, count, chunk, scratch.shrink.data(), columns, output);
+  }
+
+#if SLIPSTREAM_AMX
+  AmxChunk steps;
+
+  bool fits_tiles() const {
+    return PER_UNIT<T> == 2 && dim % STEP == 0 && size % STEP == 0 && tiles_granted();
+  }
+
+  void locate_steps(const Chunk& chunk) {
+    steps.begin = chunk.begin / STEP * STEP;
+    steps.end = ceil_div(chunk.end, STEP) * STEP;
+    for (int k = steps.begin; k < steps.end; k += STEP) {
+      const int offset = (chunk.first + k) % size;
+      const int64_t block = page((chunk.first + k) / size);
+      const Unit* values = tensors.value_pages + (block * size + offset) / 2 * columns;
+      steps.keys[k / STEP] = tensors.key_pages + block * (units * size) + offset;
+      steps.values[k / STEP] =
+          k + STEP <= chunk.end ? values
+                                : mask_values(values, chunk.end - k, columns, scratch.amx.tail);
+    }
+  }
+#endif
 
   // Leaves the split's unnormalised output and softmax state in the scratch.
   void attend_split(int split) {

@@ -1,25 +1,23 @@
 """Paged attention on CPU in C++: pages are read in place, one query tile at a time.
 
 Promise: on one machine a token's output has the same bits in whatever batch it rides, whether it is
-computed alone or inside a prompt chunk, with any number of threads and any block size. A row's keys
-are folded in chunks of 128 and splits of 512 that start at fixed positions of its own sequence; the
-division of the work between threads and tiles only regroups rows and splits. (Flash attention's
-online softmax, Dao et al. 2022; split-KV after Flash-Decoding, Dao et al. 2023.)
+computed alone or inside a prompt chunk, with any number of threads. A row's keys are folded in
+chunks of 128 and splits of 512 that start at fixed positions of its own sequence; the division of
+the work between threads and tiles only regroups rows and splits. (Flash attention's online softmax,
+Dao et al. 2022; split-KV after Flash-Decoding, Dao et al. 2023.)
 
 Layout, head-major, so that a query tile streams contiguous pages. With p = 2 elements to a 32-bit
 unit for bfloat16 and p = 1 for float32:
   keys   [blocks, kv_heads, head_dim / p, block_size, p]: sixteen neighbouring keys are one vector
   values [blocks, kv_heads, block_size / p, head_dim, p]: two neighbouring tokens interleaved
-which is what the bfloat16 dot-product instructions take as their second operand, unchanged. Value
-rows are as long as whole vectors: a head size of 72 takes 80.
+which is what the bfloat16 dot-product and AMX tile instructions take as their second operand,
+unchanged. Value rows are as long as whole vectors: a head size of 72 takes 80. Tiles want blocks
+and heads of multiples of 32; blocks of other sizes are computed with vectors, to other bits.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import math
-import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +25,7 @@ import torch
 
 from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.cpu.build import NATIVE, load_library
+from batching.worker.cpu.memory import huge
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 PER_UNIT = {torch.float32: 1, torch.bfloat16: 2}
@@ -35,15 +34,6 @@ LANES = 16
 
 def _columns(spec: LayerSpec) -> int:
     return -(-spec.head_dim // LANES) * LANES
-
-
-def _huge(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor in large memory pages where the system grants them: blocks lie in random order, and
-    each would cost several address translations."""
-    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize))
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 class _Step(ctypes.Structure):
@@ -176,8 +166,8 @@ class CpuAttention:
             raise ValueError(f"a block of {block_size} {dtype} tokens does not divide into pairs")
         head = (num_blocks, spec.kv_heads)
         return (
-            _huge((*head, spec.head_dim // per, block_size, per), dtype),
-            _huge((*head, block_size // per, _columns(spec), per), dtype),
+            huge((*head, spec.head_dim // per, block_size, per), dtype),
+            huge((*head, block_size // per, _columns(spec), per), dtype),
         )
 
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> _Schedule:

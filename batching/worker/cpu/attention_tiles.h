@@ -95,12 +95,14 @@ void compute_scores(const Unit* query, int rows, int units, const Chunk& chunk, 
 }
 
 // One row's softmax update. Of the chunk's keys this row sees [first, last). Turns its scores into
-// weights (zero where unseen, over the whole vectors of [begin, end)) and returns the factor by
-// which what was accumulated before must shrink.
+// weights (zero where unseen, over the whole steps of 32 keys that hold [begin, end)) and returns the
+// factor by which what was accumulated before must shrink.
 template <class T>
 float update_row(const Scoring& how, float* scores, int first, int last, const Chunk& chunk,
                  RowState& state, T* weights) {
-  const int from = chunk.begin / LANES * LANES, lower = first / LANES * LANES;
+  constexpr int STEP = 2 * LANES;
+  const int from = chunk.begin / STEP * STEP, lower = first / LANES * LANES;
+  const int to = (chunk.end + STEP - 1) / STEP * STEP;
   Vec top = splat(NEG_INF);
   for (int i = lower; i < last; i += LANES) {
     Vec x = how(load(scores + i));
@@ -121,7 +123,7 @@ float update_row(const Scoring& how, float* scores, int first, int last, const C
     total += weight;
     store_as(weights + i, weight);
   }
-  for (; i < chunk.end; i += LANES) store_as(weights + i, Vec{});
+  for (; i < to; i += LANES) store_as(weights + i, Vec{});
   const float shrink = state.max == NEG_INF ? 0.0f : power_of_two(state.max - max);
   state.sum = state.sum * shrink + sum_lanes(total);
   state.max = max;

@@ -56,7 +56,10 @@ void rms_norm(const In* x, const float* weight, int size, float epsilon, Out* ou
   for (int i = 0; i < size; i += LANES) store_as(out + i, load_as(x + i) * scale * load(weight + i));
 }
 
-SLIPSTREAM_INLINE Vec silu(Vec x) { return x / (1.0f + power_of_two(x * -LOG2_E)); }
+SLIPSTREAM_INLINE Vec silu(Vec x) {
+  // Bounded, so that the reciprocal's correction never multiplies infinity by zero.
+  return x * reciprocal(1.0f + power_of_two(minimum(x * -LOG2_E, splat(126.0f))));
+}
 
 template <class T, bool QUANTIZED>
 class DecoderPass {
@@ -123,7 +126,7 @@ class DecoderPass {
     const Tensors tensors{qkv(), key, value, layer.key_pages, layer.value_pages, attended(),
                           width, dim, width, dim,             width,             dim};
     team_.share(ceil_div(step_.tokens, WRITE_RUN) * how.kv_heads, [&](int run) {
-      prepare_heads(layer, run);
+      prepare_heads(layer, tensors, run);
       write_run<T>(step_, how, tensors, run);
     });
     team_.share(static_cast<int>(plan.items.size()),
@@ -133,11 +136,13 @@ class DecoderPass {
   }
 
   // The heads of one run of tokens (as `write_run` counts runs) that share a KV head, and that head.
-  void prepare_heads(const DecoderLayer& layer, int run) {
+  void prepare_heads(const DecoderLayer& layer, const Tensors& tensors, int run) {
     const Layer& how = *layer.attention;
     const int first = run / how.kv_heads * WRITE_RUN, kv_head = run % how.kv_heads;
     const int last = std::min(first + WRITE_RUN, step_.tokens), group = how.heads / how.kv_heads;
     for (int token = first; token < last; ++token) {
+      prefetch_key(place<T>(step_, how, tensors, token, kv_head), layer.key_pages,
+                   how.head_dim / PER_UNIT<T>, step_.block_size);
       T* heads = qkv() + int64_t{token} * layer.qkv.columns;
       for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
         prepare_head(heads + head * how.head_dim, how.head_dim, layer.query_norm, token);
@@ -185,11 +190,11 @@ class DecoderPass {
 
   template <class Done>
   void product(const Linear& linear, const T* input, Done&& done) {
-    team_.share(row_blocks(step_.tokens) * panels(linear), [&](int item) {
+    team_.share_ahead(row_blocks(step_.tokens) * panels(linear), [&](int item, int next) {
       if constexpr (QUANTIZED)
-        multiply(linear, Rows<Int8>{pass_.bytes, pass_.scales, step_.tokens}, item, done);
+        multiply(linear, Rows<Int8>{pass_.bytes, pass_.scales, step_.tokens}, item, next, done);
       else
-        multiply(linear, Rows<T>{input, nullptr, step_.tokens}, item, done);
+        multiply(linear, Rows<T>{input, nullptr, step_.tokens}, item, next, done);
     });
   }
 

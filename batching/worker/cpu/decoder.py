@@ -20,9 +20,11 @@ from torch import nn
 from batching.worker.attention import LayerSpec
 from batching.worker.cpu.attention import LANES, CpuAttention
 from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
+from batching.worker.cpu.memory import huge
 from batching.worker.model import Step
 
 ROWS_KEPT = 256  # tokens whose activations keep their memory between steps
+LOGITS_KEPT = 64  # rows of logits that do
 
 # Decoder layers whose forward, in the plain configuration, is exactly the one computed here.
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -131,6 +133,8 @@ class CpuDecoder:
         )
         _empty(model)
         self._room = self._allocate(ROWS_KEPT)
+        # Fresh memory would cost more to get than to fill.
+        self._logits = huge((LOGITS_KEPT, self._head.columns), torch.float32)
 
     @property
     def weight_bytes(self) -> int:
@@ -156,7 +160,9 @@ class CpuDecoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden.contiguous()
-        output = torch.empty(len(hidden), self._head.columns)
+        output = self._logits[: len(hidden)]
+        if len(hidden) > LOGITS_KEPT:
+            output = torch.empty(len(hidden), self._head.columns)
         self._library.slipstream_project(
             ctypes.byref(self._head),
             ctypes.c_void_p(hidden.data_ptr()),

@@ -5,6 +5,13 @@
 
 namespace slipstream {
 
+// What a thread does before it leaves a parallel region that multiplied.
+static void leave_region() {
+#if SLIPSTREAM_AMX
+  thread_tiles.release();
+#endif
+}
+
 // Threads take the next piece of work when they are free: on a shared machine one may be slower.
 template <class T>
 static void attend(const Step& step, const Layer& layer, const Tensors& tensors, Plan& plan) {
@@ -19,6 +26,7 @@ static void attend(const Step& step, const Layer& layer, const Tensors& tensors,
     if (!alone) team.share(runs, write);
     team.share(static_cast<int>(plan.items.size()),
                [&](int i) { run_item<T>(step, layer, tensors, plan, plan.items[i]); });
+    leave_region();
   }
 }
 
@@ -26,7 +34,10 @@ template <class T, bool QUANTIZED>
 static void decode(const Decoder& decoder, const Pass& pass, const Step& step) {
   Team team(step.threads);
 #pragma omp parallel num_threads(step.threads)
-  DecoderPass<T, QUANTIZED>(decoder, pass, step, team).run();
+  {
+    DecoderPass<T, QUANTIZED>(decoder, pass, step, team).run();
+    leave_region();
+  }
 }
 
 template <class T>
@@ -46,12 +57,13 @@ static void project(const Linear& linear, const T* input, int rows, float* outpu
         const int64_t offset = int64_t{row} * linear.in;
         scales[row] = quantize_row(input + offset, linear.in, bytes.data() + offset);
       });
-    team.share(row_blocks(rows) * panels(linear), [&](int item) {
+    team.share_ahead(row_blocks(rows) * panels(linear), [&](int item, int next) {
       if (linear.scales)
-        multiply(linear, Rows<Int8>{bytes.data(), scales.data(), rows}, item, store_columns);
+        multiply(linear, Rows<Int8>{bytes.data(), scales.data(), rows}, item, next, store_columns);
       else
-        multiply(linear, Rows<T>{input, nullptr, rows}, item, store_columns);
+        multiply(linear, Rows<T>{input, nullptr, rows}, item, next, store_columns);
     });
+    leave_region();
   }
 }
 
@@ -63,7 +75,7 @@ static void assign(Int8& target, float x) { target.bits = static_cast<int>(x) & 
 // Whether tiles and vectors agree on small integers, whose sums are exact in any order.
 template <class T>
 static bool tiles_agree() {
-  constexpr int ROWS = 2 * TILE_HEIGHT + 1, IN = 4 * TILE_HEIGHT * PER_UNIT<T>;
+  constexpr int ROWS = 2 * TILE_HEIGHT + 1, IN = 20 * TILE_HEIGHT * PER_UNIT<T>;
   std::vector<T> input(ROWS * IN), weights(PANEL * IN);
   for (size_t i = 0; i < input.size(); ++i) assign(input[i], small_integer(i % 11));
   for (size_t i = 0; i < weights.size(); ++i) assign(weights[i], small_integer(i % 13));
@@ -79,8 +91,8 @@ static bool tiles_agree() {
       store(target + row * PANEL + LANES, high);
     };
   };
-  for (int from = 0; from < ROWS; from += 2 * TILE_HEIGHT)
-    multiply_amx(linear, rows, from, std::min(2 * TILE_HEIGHT, ROWS - from), 0, keep(sums.data()));
+  multiply_amx(linear, rows, 0, ROWS, 0, linear.weights, keep(sums.data()));
+  thread_tiles.release();
   for (int row = 0; row < ROWS; ++row)
     multiply_tile<T, 1>(linear, rows, row, 0, keep(sums.data() + ROWS * PANEL));
   return std::equal(sums.begin(), sums.begin() + ROWS * PANEL, sums.begin() + ROWS * PANEL);

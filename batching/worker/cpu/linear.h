@@ -18,7 +18,7 @@ constexpr int ROW_TILE = 12;
 #else
 constexpr int ROW_TILE = 2;
 #endif
-constexpr int ROW_BLOCK = 192;  // rows whose inputs stay in the second-level cache
+constexpr int ROW_BLOCK = 256;  // most rows at a time: their inputs stay in the second-level cache
 
 // int8 weights times activations quantized row by row, as unsigned bytes around 128 (that is how the
 // instruction wants them).
@@ -64,6 +64,12 @@ struct Accumulate<Int8> {
 inline int panels(const Linear& linear) { return linear.columns / PANEL; }
 inline int row_blocks(int rows) { return (rows + ROW_BLOCK - 1) / ROW_BLOCK; }
 
+// Blocks of nearly equal height, of whole tiles.
+inline int block_height(int rows) {
+  const int blocks = row_blocks(rows);
+  return ((rows + blocks - 1) / blocks + 31) / 32 * 32;
+}
+
 // From a row's sums to its product; done(row, panel, low, high) gets sixteen columns twice.
 template <class T, class Done>
 SLIPSTREAM_INLINE void finish_row(const Linear& linear, const Rows<T>& input, int row, int panel,
@@ -104,64 +110,78 @@ SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input,
 }
 
 #if SLIPSTREAM_AMX
-// The same on tiles, for up to 32 rows: two tiles of rows times two of columns. In every product of
-// a type all rows take this way, or none: its sums round differently from the vectors'.
+// Sums of a block of rows on their way through the blocks of `in`; a vector of columns each.
+template <class T>
+inline thread_local typename Accumulate<T>::Sum tile_sums[ROW_BLOCK][PANEL_VECS];
+
+// With many rows, the units of `in` after which the next rows take their turn: 16 KiB of a panel stay
+// in the first-level cache for all of them.
+constexpr int UNIT_BLOCK = 128, MANY_ROWS = 128;
+
+// Reads ahead into the second-level cache, a little with each step of a product.
+struct ReadAhead {
+  const char* from;
+  int lines;  // per step
+
+  SLIPSTREAM_INLINE void operator()() {
+    for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from, 0, 2);
+  }
+};
+
+// `count` rows from `first` on times one panel, on tiles. In every product of a type all rows take
+// this way, or none: its sums round differently from the vectors'.
 template <class T, class Done>
-void multiply_amx(const Linear& linear, const Rows<T>& input, int row, int rows, int panel,
-                  Done&& done) {
-  typedef Accumulate<T> A;
-  const int units = linear.in / PER_UNIT<T>, column = panel * PANEL;
-  const int upper = std::min(rows, TILE_HEIGHT), lower = rows - upper;
-  const int64_t stride = int64_t{units} * sizeof(Unit), panel_stride = PANEL * sizeof(Unit);
-  const Unit* high = reinterpret_cast<const Unit*>(input.data) + int64_t{row} * units;
-  const Unit* low = high + int64_t{TILE_HEIGHT} * units;
-  const Unit* weights = linear.weights + int64_t{column} * units;
-  TileShapes shapes;  // 0-3 sums, 4-5 rows, 6-7 weights
-  for (int tile = 0; tile < TILES; ++tile) shapes.row_bytes[tile] = TILE_BYTES;
-  shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = upper;
-  shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = lower ? lower : 1;
-  shapes.rows[6] = shapes.rows[7] = TILE_HEIGHT;
-  shape_tiles(shapes);
-  zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
-  for (int u = 0; u < units; u += TILE_HEIGHT) {
-    load_tile<6>(weights + u * PANEL, panel_stride);
-    load_tile<7>(weights + u * PANEL + LANES, panel_stride);
-    load_tile<4>(high + u, stride);
-    multiply_tiles<T, 0, 4, 6>();
-    multiply_tiles<T, 1, 4, 7>();
-    if (!lower) continue;
-    load_tile<5>(low + u, stride);
-    multiply_tiles<T, 2, 5, 6>();
-    multiply_tiles<T, 3, 5, 7>();
+void multiply_amx(const Linear& linear, const Rows<T>& input, int first, int count, int panel,
+                  const Unit* next, Done&& done) {
+  constexpr int HEIGHT = 2 * TILE_HEIGHT, SUM_BYTES = PANEL * sizeof(float);
+  constexpr int STEP_LINES = TILE_HEIGHT * PANEL * sizeof(Unit) / 64;
+  const int units = linear.in / PER_UNIT<T>, block = count < MANY_ROWS ? units : UNIT_BLOCK;
+  const int64_t row_bytes = int64_t{units} * sizeof(Unit);
+  const Unit* rows = reinterpret_cast<const Unit*>(input.data) + int64_t{first} * units;
+  const Unit* weights = linear.weights + int64_t{panel} * PANEL * units;
+  const int heights = (count + HEIGHT - 1) / HEIGHT;
+  // The hardware reads ahead well enough while every step reads weights.
+  const bool help = next && heights > 1;
+  ReadAhead ahead{reinterpret_cast<const char*>(next), help ? (STEP_LINES + heights - 1) / heights : 0};
+  auto& sums = tile_sums<T>;
+  for (int u = 0; u < units; u += block) {
+    const int length = std::min(block, units - u);
+    for (int from = 0; from < count; from += HEIGHT) {
+      const int height = std::min(HEIGHT, count - from);
+      const bool lower = height > TILE_HEIGHT;
+      thread_tiles.fit(height);
+      if (u == 0)
+        zero_sums();
+      else
+        load_sums(sums[from], SUM_BYTES, lower);
+      multiply_units<T>(rows + int64_t{from} * units + u, row_bytes, lower, weights + u * PANEL,
+                        PANEL, length, ahead);
+      store_sums(sums[from], SUM_BYTES, lower);
+      if (u + length < units) continue;
+      for (int r = from; r < from + height; ++r)
+        finish_row(linear, input, first + r, panel, sums[r], done);
+    }
   }
-  alignas(64) typename A::Sum sums[2 * TILE_HEIGHT][PANEL_VECS];
-  store_tile<0>(&sums[0][0], sizeof sums[0]);
-  store_tile<1>(&sums[0][1], sizeof sums[0]);
-  if (lower) {
-    store_tile<2>(&sums[TILE_HEIGHT][0], sizeof sums[0]);
-    store_tile<3>(&sums[TILE_HEIGHT][1], sizeof sums[0]);
-  }
-  release_tiles();
-  for (int r = 0; r < rows; ++r) finish_row(linear, input, row + r, panel, sums[r], done);
 }
 
 template <class T>
 bool fits_tiles(const Linear& linear) {
-  static const bool granted = request_tiles();
-  return granted && PER_UNIT<T> > 1 && linear.in / PER_UNIT<T> % TILE_HEIGHT == 0;
+  return tiles_granted() && PER_UNIT<T> > 1 && linear.in / PER_UNIT<T> % TILE_HEIGHT == 0;
 }
 #endif
 
 // One item of a product: a block of rows times a panel. Items count panels within blocks of rows.
+// `next` is the item that this thread will do then, if there is one.
 template <class T, class Done>
-void multiply(const Linear& linear, const Rows<T>& input, int item, Done&& done) {
-  const int panel = item % panels(linear), first = item / panels(linear) * ROW_BLOCK;
-  const int count = std::min(ROW_BLOCK, input.count - first);
+void multiply(const Linear& linear, const Rows<T>& input, int item, int next, Done&& done) {
+  const int panel = item % panels(linear), block = item / panels(linear);
+  const int height = block_height(input.count), first = block * height;
+  const int count = std::min(height, input.count - first);
 #if SLIPSTREAM_AMX
   if (fits_tiles<T>(linear)) {
-    for (int from = 0; from < count; from += 2 * TILE_HEIGHT)
-      multiply_amx(linear, input, first + from, std::min(2 * TILE_HEIGHT, count - from), panel,
-                   done);
+    const bool more = next < panels(linear) * row_blocks(input.count);
+    const int64_t ahead = int64_t{next % panels(linear)} * PANEL * (linear.in / PER_UNIT<T>);
+    multiply_amx(linear, input, first, count, panel, more ? linear.weights + ahead : nullptr, done);
     return;
   }
 #endif

@@ -11,6 +11,8 @@ import ctypes
 
 import torch
 
+from batching.worker.cpu.memory import huge
+
 PANEL = 32  # columns of a panel
 UNIT_BYTES = 4
 BYTE_ZERO = 128  # the other operand's bytes are unsigned, around this
@@ -68,7 +70,9 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     """[columns, rows] to [columns / 32, rows / p, 32, p] with p elements in 32 bits."""
     per = UNIT_BYTES // weight.itemsize
     units = weight.contiguous().view(torch.int32)  # whole units move: a plain transpose is fast
-    panels = units.view(-1, PANEL, units.shape[1]).transpose(1, 2).contiguous()
+    columns, rows = units.shape
+    panels = huge((columns // PANEL, rows, PANEL), torch.int32)
+    panels.copy_(units.view(-1, PANEL, rows).transpose(1, 2))
     return panels.view(weight.dtype).view(*panels.shape, per)
 
 

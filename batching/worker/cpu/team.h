@@ -23,11 +23,23 @@ class Team {
   // Returns when all of it is done.
   template <class Work>
   void share(int count, Work&& work) {
-    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
+    for (int i; (i = claim()) < count;) work(i);
+    wait();
+  }
+
+  // The same for work(i, next) that prefetches what this thread does next (`count` or more: none).
+  template <class Work>
+  void share_ahead(int count, Work&& work) {
+    for (int i = claim(), next; i < count; i = next) {
+      next = claim();
+      work(i, next);
+    }
     wait();
   }
 
  private:
+  int claim() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
   // Spin for some tens of microseconds (the others are about to arrive), then sleep: a thread that
   // keeps spinning may hold the very core that a late one waits for.
   static constexpr int SPINS = 2000;

@@ -1,0 +1,127 @@
+// Scores and values of a chunk on AMX tiles, for bfloat16.
+//
+// A page of keys [head_dim / 2][block_size][2] and one of values [block_size / 2][head_dim][2] are
+// right operands as they lie. In every case that fits the tiles all rows take this way, a single
+// decoding row too: its sums round differently from the vectors'.
+#pragma once
+
+#include <vector>
+
+#include "amx.h"
+#include "attention_tiles.h"
+
+#if SLIPSTREAM_AMX
+namespace slipstream {
+
+constexpr int STEP = 2 * TILE_HEIGHT;  // keys or dimensions that one operand tile spans
+constexpr int PAIRS = STEP / 2;        // rows of values
+constexpr int WIDE = 4 * LANES;        // dimensions of the values of few rows
+
+// Room for the sums of one pass over a chunk's values, and for a masked copy of its last step.
+struct AmxScratch {
+  alignas(64) float sums[STEP * WIDE];
+  std::vector<Unit> tail;
+};
+
+// Where the steps of a chunk lie: `keys` are key_stride units apart, `values` columns units.
+struct AmxChunk {
+  int begin, end;  // in keys, multiples of STEP
+  const Unit* keys[CHUNK / STEP];
+  const Unit* values[CHUNK / STEP];
+};
+
+// Calls f(first, height) for groups of up to two tiles of rows, of nearly equal height: other
+// heights mean other tile shapes.
+template <class F>
+SLIPSTREAM_INLINE void for_each_group(int rows, F&& f) {
+  const int groups = (rows + STEP - 1) / STEP, height = (rows + groups - 1) / groups;
+  for (int first = 0; first < rows; first += height) {
+    const int count = std::min(height, rows - first);
+    thread_tiles.fit(count);
+    f(first, count);
+  }
+}
+
+// scores[rows][CHUNK] = query[rows][units] . keys
+inline void compute_scores_amx(const Unit* query, int rows, int units, const AmxChunk& chunk,
+                               int64_t key_stride, float* scores) {
+  const int64_t row_bytes = units * sizeof(Unit);
+  for_each_group(rows, [&](int first, int count) {
+    for (int key = chunk.begin; key < chunk.end; key += STEP) {
+      zero_sums();
+      const bool lower = count > TILE_HEIGHT;
+      multiply_units<BFloat16>(query + first * units, row_bytes, lower, chunk.keys[key / STEP],
+                               key_stride, units);
+      store_sums(scores + first * CHUNK + key, CHUNK * sizeof(float), lower);
+    }
+  });
+}
+
+// Copies the value rows of a step of which only `keys` are written: the rest counts as zero,
+// whatever the page holds.
+inline const Unit* mask_values(const Unit* values, int keys, int columns, std::vector<Unit>& tail) {
+  tail.resize(PAIRS * columns);
+  const int whole = keys / 2 * columns;
+  std::copy_n(values, whole, tail.begin());
+  std::fill(tail.begin() + whole, tail.end(), 0);
+  if (keys % 2)
+    for (int i = whole; i < whole + columns; ++i) tail[i] = values[i] & 0xffff;
+  return tail.data();
+}
+
+// Four tiles of dimensions for one tile of rows: each row of values is read in long pieces.
+inline void multiply_wide(const BFloat16* weights, const AmxChunk& chunk, int column,
+                          int columns, float* sums) {
+  zero_sums();
+  for (int key = chunk.begin; key < chunk.end; key += STEP) {
+    const Unit* values = chunk.values[key / STEP] + column;
+    const int64_t stride = columns * sizeof(Unit);
+    load_tile<4>(weights + key, CHUNK * sizeof(BFloat16));
+    load_tile<6>(values, stride);
+    multiply_tiles<BFloat16, 0, 4, 6>();
+    load_tile<7>(values + LANES, stride);
+    multiply_tiles<BFloat16, 1, 4, 7>();
+    load_tile<6>(values + 2 * LANES, stride);
+    multiply_tiles<BFloat16, 2, 4, 6>();
+    load_tile<7>(values + 3 * LANES, stride);
+    multiply_tiles<BFloat16, 3, 4, 7>();
+  }
+  constexpr int64_t ROW = WIDE * sizeof(float);
+  store_tile<0>(sums, ROW), store_tile<1>(sums + LANES, ROW);
+  store_tile<2>(sums + 2 * LANES, ROW), store_tile<3>(sums + 3 * LANES, ROW);
+}
+
+// Two tiles of dimensions for up to two tiles of rows.
+inline void multiply_narrow(const BFloat16* weights, bool lower, const AmxChunk& chunk, int column,
+                            int columns, float* sums) {
+  zero_sums();
+  for (int key = chunk.begin; key < chunk.end; key += STEP)
+    multiply_units<BFloat16>(reinterpret_cast<const Unit*>(weights + key), CHUNK * sizeof(BFloat16),
+                             lower, chunk.values[key / STEP] + column, columns, PAIRS);
+  store_sums(sums, WIDE * sizeof(float), lower);
+}
+
+// output[rows][columns] = output * shrink + weights[rows][CHUNK] . values
+inline void accumulate_values_amx(const BFloat16* weights, int rows, const AmxChunk& chunk,
+                                  const float* shrink, int columns, float* sums, float* output) {
+  for_each_group(rows, [&](int first, int count) {
+    // Tiles 2 and 3 hold the lower rows' sums; with few rows, further dimensions'.
+    const bool few = rows <= TILE_HEIGHT;
+    for (int column = 0, width; column < columns; column += width) {
+      const BFloat16* left = weights + first * CHUNK;
+      width = few && columns - column >= WIDE ? WIDE : STEP;
+      if (width == WIDE)
+        multiply_wide(left, chunk, column, columns, sums);
+      else
+        multiply_narrow(left, count > TILE_HEIGHT, chunk, column, columns, sums);
+      for (int r = 0; r < count; ++r)
+        for (int i = 0; i < width; i += LANES) {
+          float* out = output + (first + r) * columns + column + i;
+          store(out, multiply_add(load(out), splat(shrink[first + r]), load(sums + r * WIDE + i)));
+        }
+    }
+  });
+}
+
+}  // namespace slipstream
+#endif
