@@ -18,6 +18,8 @@ usage: slipstream COMMAND [flags]
   compare A B     what changed between two results; fails on a regression
   calibrate       measure how long a model's steps take on this machine
   simulate TRACE  predict what a server or a hundred would do under recorded traffic
+  fit [MODEL]     whether a model fits on what hardware, its speed, cost and settings
+  plan TRACE      how many replicas carry a trace within an SLO, and their price
   --version       print the version
 
 `slipstream COMMAND --help` lists a command's flags."""
@@ -42,6 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from loadtest.twin.simulate import main as simulate
 
             return simulate(rest)
+        case "fit":
+            from loadtest.twin.fit import main as fit
+
+            return fit(rest)
+        case "plan":
+            from loadtest.twin.plan import main as plan
+
+            return plan(rest)
         case "compare":
             from loadtest.compare import main as compare
 

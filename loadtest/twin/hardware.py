@@ -113,7 +113,7 @@ def estimated_limits(
 ) -> Limits | None:
     """The limits that a server would have here; None if not even one sequence fits."""
     context = min(max_model_len or model.context, model.context)
-    step_tokens = 2048 if hardware.kind == "cpu" else 8192
+    step_tokens = step_tokens_of(hardware)
     free = kv_memory(model, hardware, devices, step_tokens)
     blocks = int(free // (model.kv_bytes_per_token * block_size))
     if blocks * block_size < context:
@@ -127,6 +127,11 @@ def estimated_limits(
         max_step_tokens=step_tokens,
         overlap=0 if hardware.kind == "cpu" else 1,
     )
+
+
+def step_tokens_of(hardware: Hardware) -> int:
+    """Tokens of the largest step that make sense there."""
+    return 2048 if hardware.kind == "cpu" else 8192
 
 
 def kv_memory(model: ModelCard, hardware: Hardware, devices: int, step_tokens: int) -> float:
