@@ -10,6 +10,8 @@ from typing import Any
 from batching.core.step_time import StepTime
 from batching.core.types import FinishReason, Limits, Request, SamplingParams, TokenEvent
 from loadtest.events import Outcome
+from loadtest.measure import summarize
+from loadtest.slo import Slo
 from loadtest.twin.replica import FrontEnd, Replica
 from loadtest.twin.routing import Router
 
@@ -93,6 +95,14 @@ class Fleet:
                 return outcomes
             due = [time + _CLIENT_SECONDS for time in ended]
             heapq.heapify(due)
+
+    def summary(self, outcomes: Sequence[Outcome], slo: Slo | None = None) -> dict[str, Any]:
+        """Figures of outcomes, without gaps between tokens where those were not kept."""
+        found = summarize(outcomes, slo)
+        if not self._every_token:
+            for part in (found, *found.get("groups", {}).values()):
+                part["latency_ms"]["itl"] = None
+        return found
 
     def _send(self, job: Job, now: float) -> Outcome:
         self.now = max(self.now, now)

@@ -13,9 +13,7 @@ from typing import Any
 
 import msgspec
 
-from loadtest.figures import figures
 from loadtest.flags import add_trace_flags, positive
-from loadtest.measure import summarize
 from loadtest.slo import load_slo
 from loadtest.traces import TraceRequest
 from loadtest.twin.hardware import Hardware, hardware_names, load_hardware
@@ -90,7 +88,7 @@ def _row(machine: Hardware, plan: Plan | None, *, fits: bool) -> dict[str, Any]:
     if plan is None:
         why = "no number of replicas keeps the SLO" if fits else "the model does not fit"
         return {"hardware": machine.name, "why_not": why}
-    found = figures(summarize(plan.outcomes))
+    found = plan.figures
     rate = found["output tokens/s"] / plan.replicas
     return {
         "hardware": machine.name,

@@ -223,7 +223,7 @@ def _result(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _figures(outcomes: list[Outcome], fleet: Fleet, slo: Slo | None) -> dict[str, Any]:
-    return {"summary": summarize(outcomes, slo)} | course(outcomes, fleet.samples)
+    return {"summary": fleet.summary(outcomes, slo)} | course(outcomes, fleet.samples)
 
 
 def beside(

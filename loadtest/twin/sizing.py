@@ -15,7 +15,6 @@ from loadtest.arrivals import Arrivals
 from loadtest.events import Outcome
 from loadtest.figures import figures
 from loadtest.find_rate import find_rate
-from loadtest.measure import summarize
 from loadtest.slo import Slo, meets
 from loadtest.traces import TraceRequest
 from loadtest.twin.fleet import Fleet, Job
@@ -108,16 +107,17 @@ def shortage(model: ModelCard, hardware: Hardware, context: int, devices: int) -
 
 def alone(server: Server, shape: Shape) -> dict[str, float]:
     """Latency figures of one request at a time."""
-    outcomes = server.fleet().closed_loop(shape.jobs(8, None, 0), 1)
-    return figures(summarize(outcomes))
+    fleet = server.fleet()
+    return figures(fleet.summary(fleet.closed_loop(shape.jobs(8, None, 0), 1)))
 
 
 def saturated(server: Server, shape: Shape) -> dict[str, float]:
     """Figures at twice as many requests as run at once: the most it can do."""
     tokens = shape.input_tokens + shape.output_tokens
     running = max(1, min(server.limits.max_sequences, server.concurrent(tokens)))
-    outcomes = server.fleet().closed_loop(shape.jobs(4 * running, None, 0), 2 * running)
-    return figures(summarize(outcomes))
+    fleet = server.fleet()
+    jobs = shape.jobs(4 * running, None, 0)
+    return figures(fleet.summary(fleet.closed_loop(jobs, 2 * running)))
 
 
 def goodput(server: Server, shape: Shape, slo: Slo) -> dict[str, float] | None:
@@ -128,9 +128,10 @@ def goodput(server: Server, shape: Shape, slo: Slo) -> dict[str, float] | None:
         nonlocal best
         count = max(_PROBE_REQUESTS, min(round(rate * _PROBE_SECONDS), 20 * _PROBE_REQUESTS))
         jobs = shape.jobs(count, Arrivals(rate).times(count, 0), 0)
-        outcomes = server.fleet().open_loop(jobs, float("inf"))
+        fleet = server.fleet()
+        outcomes = fleet.open_loop(jobs, float("inf"))
         met = meets(outcomes, slo)
-        found = figures(summarize(outcomes, slo))
+        found = figures(fleet.summary(outcomes, slo))
         if met and rate > best.get("rate", 0.0):
             best = found | {"rate": rate}
         return met, found
@@ -151,6 +152,7 @@ class Plan(msgspec.Struct, frozen=True):
     server: Server
     replicas: int
     outcomes: list[Outcome]
+    figures: dict[str, float]
     busy_share: float
 
     @property
@@ -169,7 +171,7 @@ def fewest_replicas(
         if not meets(outcomes, slo):
             return None
         busy = sum(r.busy_seconds for r in fleet.replicas) / max(fleet.now * replicas, 1e-9)
-        return Plan(server, replicas, outcomes, busy)
+        return Plan(server, replicas, outcomes, figures(fleet.summary(outcomes, slo)), busy)
 
     low, high = 0, 1
     best = tried(high)

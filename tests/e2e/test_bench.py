@@ -36,6 +36,13 @@ def test_chats_hit_the_prefix_cache(server: ServerProcess, tmp_path: Path) -> No
     assert result["summary"]["tokens"]["cached"] > 0
 
 
+def test_structured_answers_are_json(server: ServerProcess, tmp_path: Path) -> None:
+    flags = "--workload structured --requests 4 --concurrency 2 --warmup 0 --output-tokens 120"
+    code, result = bench(server, tmp_path / "out.json", f"{flags} --input-tokens 5")
+    assert code == 0
+    assert result["summary"]["json"] == {"asked": 4, "valid": 4}
+
+
 def test_a_replayed_trace(server: ServerProcess, tmp_path: Path) -> None:
     trace = f"--trace {DATA}/azure-conv-2023.csv --seconds 30 --time-scale 0.05"
     page = tmp_path / "page.html"

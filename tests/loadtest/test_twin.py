@@ -115,6 +115,19 @@ def test_equal_inputs_give_equal_outcomes(routing: str) -> None:
     assert msgspec.json.encode(first) == msgspec.json.encode(second)
 
 
+def test_a_fleet_that_keeps_first_and_last_tokens_gives_the_same_but_gaps() -> None:
+    def figures(every_token: bool) -> dict[str, object]:
+        twin = Fleet(LIMITS, TIME, ROUTERS["round-robin"](), 2, INSTANT, every_token=every_token)
+        return twin.summary(twin.open_loop(trace_jobs(trace())))
+
+    whole, ends = figures(True), figures(False)
+    assert ends["latency_ms"]["itl"] is None  # type: ignore[index]
+    whole["latency_ms"]["itl"] = None  # type: ignore[index]
+    for part in whole["groups"].values():  # type: ignore[attr-defined]
+        part["latency_ms"]["itl"] = None
+    assert whole == ends
+
+
 @pytest.mark.parametrize("routing", list(ROUTERS))
 def test_every_token_is_delivered_once_and_in_order(routing: str) -> None:
     twin = fleet(4, routing, num_blocks=40)  # preempts
