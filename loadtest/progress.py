@@ -70,7 +70,10 @@ class _Live:
             return Text.from_markup(progress.text())
 
         self._live = Live(
-            console=Console(stderr=True), get_renderable=draw, refresh_per_second=4, transient=True
+            console=Console(stderr=True, force_terminal=True),
+            get_renderable=draw,
+            refresh_per_second=4,
+            transient=True,
         )
 
     def start(self) -> None:
