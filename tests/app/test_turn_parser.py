@@ -210,10 +210,11 @@ ARGUMENTS = st.dictionaries(
 @given(
     arguments=st.lists(ARGUMENTS, min_size=1, max_size=3),
     said=st.sampled_from(["", "I look it up."]),
+    thought=st.sampled_from(["", "Hm.\nIs it <tool_call> or </think ?"]),
     cuts=st.lists(st.integers(0, 400), max_size=8),
 )
 def test_what_a_template_renders_is_read_back(
-    family: str, arguments: list[dict[str, Any]], said: str, cuts: list[int]
+    family: str, arguments: list[dict[str, Any]], said: str, thought: str, cuts: list[int]
 ) -> None:
     source = TEMPLATES[family]
     calls = [
@@ -222,16 +223,19 @@ def test_what_a_template_renders_is_read_back(
     ]
     if family == "llama3":
         said = ""  # its calls come alone
+    think = formats.think_markers(source)
+    thought = thought if think else ""
     message = {"role": "assistant", "content": said, "tool_calls": calls}
+    message["reasoning_content"] = thought
     text = ChatTemplate(source, {}).render([message], add_generation_prompt=False)
     text = text.removeprefix("<|assistant|>").removesuffix("<|end|>")
-    parser = MarkerParser(formats.call_format(source), None, names=NAMES)
+    parser = MarkerParser(formats.call_format(source), think, names=NAMES)
     parts: list[Part] = []
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     for start, end in pairwise(edges):
         parts += parser.feed(text[start:end])
     found = outcome(parts + parser.finish())
-    assert found[0] == said
+    assert found[:2] == (said, thought)
     assert [json.loads(written) for _, written in found[2]] == arguments
 
 
