@@ -44,43 +44,48 @@ class Matcher:
         keys: UniqueKeys | None,
     ) -> None:
         assert params.grammar is not None
-        self._matcher = matcher
+        self.inner = matcher
         self._stops = tuple(dict.fromkeys((*end_tokens, *params.stop_token_ids)))
         self._stops_from = params.min_tokens
         self._to_the_end = end_tokens if params.grammar.to_the_end else ()
         self._generated = 0
         self._keys = keys
+        self.has_rules = bool(keys or self._stops_from or self._to_the_end)
 
-    def accept(self, *tokens: int) -> None:
-        """Take in generated tokens. What the grammar does not allow ends it: `fill` is False."""
-        self._generated += len(tokens)
-        self._matcher.consume_tokens(list(tokens))
+    def accept(self, token: int) -> None:
+        """Take in a generated token. What the grammar does not allow ends it: `fill` is False."""
+        self._generated += 1
+        self.inner.consume_token(token)
         if self._keys is not None:
-            for token in tokens:
-                self._keys.accept(token)
+            self._keys.accept(token)
+
+    def try_accept(self, token: int) -> bool:
+        """Take in a token if the grammar allows it, which is cheaper to ask than what it allows."""
+        if not self.inner.try_consume_tokens([token]):
+            return False
+        self._generated += 1
+        return True
 
     def fill(self, row: np.ndarray) -> bool:
         """Write a bit per token id into `row` (int32 words): whether the token may come next.
 
         False if none may, or if the grammar is too complex to say.
         """
-        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._matcher.is_error():
-            return False
+        return not fill_rows([self], row[np.newaxis])
+
+    def restrict(self, row: np.ndarray) -> None:
+        """Take from the grammar's mask what is not the grammar's to know."""
         if self._keys is not None:
             self._ban_repeated_keys(self._keys, row)
-        if not row.any():
-            return False
         early = self._stops if self._generated < self._stops_from else self._to_the_end
-        if early and not self._matcher.is_stopped():
+        if early and not self.inner.is_stopped():
             _clear(row, early)
-        return True
 
     def _ban_repeated_keys(self, keys: UniqueKeys, row: np.ndarray) -> None:
         _clear(row, keys.repeating(row))
         for token in keys.doubtful():
             if _has(row, token):  # it must not lead to where only the banned quote may follow
-                ahead, after, there = self._matcher.deep_copy(), keys.copy(), np.empty_like(row)
+                ahead, after, there = self.inner.deep_copy(), keys.copy(), np.empty_like(row)
                 ahead.consume_token(token)
                 after.accept(token)
                 ahead.unsafe_compute_mask_ptr(there.ctypes.data, there.nbytes)
@@ -163,6 +168,20 @@ class Grammars:
             tokenizer = LLTokenizer(text, None, ends, slices)
         self._tokenizer = tokenizer
         return tokenizer
+
+
+def fill_rows(matchers: Sequence[Matcher], rows: np.ndarray) -> list[int]:
+    """Let each matcher `fill` its row of `rows` (int32 words). Returns the rows that failed."""
+    address, size = rows.ctypes.data, rows.shape[1] * rows.itemsize
+    failed = set()
+    for i, matcher in enumerate(matchers):
+        matcher.inner.unsafe_compute_mask_ptr(address + i * size, size)
+        if matcher.inner.is_error():
+            failed.add(i)
+        elif matcher.has_rules:
+            matcher.restrict(rows[i])
+    failed.update(np.flatnonzero(~rows.any(axis=1)).tolist())
+    return sorted(failed)
 
 
 def allowed(rows: np.ndarray, vocab_size: int) -> np.ndarray:

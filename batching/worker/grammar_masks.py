@@ -8,32 +8,62 @@ import numpy as np
 import torch
 
 from batching.core.types import SlotInit
-from batching.worker.grammar import Grammars, Matcher
+from batching.worker.grammar import Grammars, Matcher, fill_rows
 from batching.worker.protocol import Capabilities
-from batching.worker.sampling import Mask
+from batching.worker.sampling import Mask, SamplingInputs, apply_mask, sample, sample_again
 
 
 class StepGrammars:
     """The matchers of one step's sampled rows that have a grammar, and what they said."""
 
-    def __init__(self, rows: dict[int, Matcher]) -> None:
-        self._rows = rows
+    def __init__(self, rows: list[int], matchers: list[Matcher], words: int) -> None:
+        self._matchers = dict(zip(rows, matchers, strict=True))
+        self._words = words
+        self._pending = True  # the step's tokens are still to be accepted
         self.gave_up: list[int] = []  # rows
 
-    def mask(self, words: int, device: torch.device) -> Mask:
-        """What may come next. Rows that gave up are masked by nothing."""
-        bits = np.full((len(self._rows), words), -1, dtype=np.int32)
-        for i, (row, matcher) in enumerate(self._rows.items()):
-            if not matcher.fill(bits[i]):
-                bits[i] = -1
-                self.gave_up.append(row)
-        rows = torch.tensor(list(self._rows), dtype=torch.int64, device=device)
-        return Mask(rows, torch.from_numpy(bits).to(device, non_blocking=True))
+    def choose(self, logits: torch.Tensor, how: SamplingInputs) -> torch.Tensor:
+        """Sample int64 [n] where waiting for tokens costs nothing.
+
+        Most that a model says its grammar allows, and asking is much cheaper than a mask: only
+        those that are not allowed are drawn again, under a mask. Greedy, and where the whole
+        vocabulary is drawn from, the tokens are those of a mask from the start.
+        """
+        ruled = [row for row, matcher in self._matchers.items() if matcher.has_rules]
+        if ruled:
+            how.mask = self.mask(logits.device, ruled)
+        tokens = sample(logits, how)
+        said = tokens.tolist()
+        wrong = []
+        for row, matcher in self._matchers.items():
+            if matcher.has_rules:
+                matcher.accept(said[row])
+            elif not matcher.try_accept(said[row]):
+                wrong.append(row)
+        if wrong:
+            apply_mask(logits, self.mask(logits.device, wrong))
+            sample_again(logits, how, wrong, tokens)
+            said = tokens.tolist()
+            for row in wrong:
+                self._matchers[row].accept(said[row])
+        self._pending = False
+        return tokens
+
+    def mask(self, device: torch.device, rows: list[int] | None = None) -> Mask:
+        """What may come next in `rows` (all). Those that gave up are masked by nothing."""
+        rows = list(self._matchers) if rows is None else rows
+        bits = np.empty((len(rows), self._words), dtype=np.int32)
+        for i in fill_rows([self._matchers[row] for row in rows], bits):
+            bits[i] = -1
+            self.gave_up.append(rows[i])
+        index = torch.tensor(rows, device=device)
+        return Mask(index, torch.from_numpy(bits).to(device, non_blocking=True))
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Take in what was sampled for all rows of the step."""
-        for row, matcher in self._rows.items():
-            matcher.accept(tokens[row])
+        """Take in what was sampled for all rows of the step, if it was not known before."""
+        if self._pending:
+            for row, matcher in self._matchers.items():
+                matcher.accept(tokens[row])
 
 
 class GrammarSlots:
@@ -45,22 +75,21 @@ class GrammarSlots:
         )
         self._matchers: dict[int, Matcher] = {}
 
-    @property
-    def words(self) -> int:
-        return self._grammars.words
-
     def begin(self, init: SlotInit) -> None:
         """Replace what was known of the slot; a resumed sequence's matcher catches up."""
         if init.params.grammar is None:
             self._matchers.pop(init.slot, None)
             return
         matcher = self._grammars.matcher(init.params)
-        matcher.accept(*init.tokens[init.prompt_length :])
+        for token in init.tokens[init.prompt_length :]:
+            matcher.accept(token)
         self._matchers[init.slot] = matcher
 
     def step(self, slots: Sequence[int]) -> StepGrammars | None:
         """The grammars among the rows to sample, which belong to `slots`."""
         if not self._matchers:
             return None
-        rows = {i: self._matchers[slot] for i, slot in enumerate(slots) if slot in self._matchers}
-        return StepGrammars(rows) if rows else None
+        rows = [i for i, slot in enumerate(slots) if slot in self._matchers]
+        if not rows:
+            return None
+        return StepGrammars(rows, [self._matchers[slots[i]] for i in rows], self._grammars.words)

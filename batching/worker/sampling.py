@@ -116,9 +116,7 @@ def sample(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
     else:
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for draws in inputs.draws:
-        for some in row_chunks(len(draws.rows), logits):
-            part = draws.select(some)
-            tokens[part.rows] = draw(logits[part.rows], part)
+        _draw_into(tokens, logits, draws)
     return tokens
 
 
@@ -127,6 +125,24 @@ def largest(logits: torch.Tensor) -> torch.Tensor:
     if logits.device.type == "cpu":
         return torch.from_numpy(logits.numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
+
+
+def sample_again(
+    logits: torch.Tensor, inputs: SamplingInputs, rows: list[int], tokens: torch.Tensor
+) -> None:
+    """Replace the tokens of some rows, whose `logits` were changed after `sample`."""
+    index = torch.tensor(rows, device=logits.device)
+    tokens[index] = largest(logits[index])
+    for draws in inputs.draws:
+        some = torch.isin(draws.rows, index).nonzero()[:, 0]
+        if len(some):
+            _draw_into(tokens, logits, draws.select(some))
+
+
+def _draw_into(tokens: torch.Tensor, logits: torch.Tensor, draws: Draws) -> None:
+    for some in row_chunks(len(draws.rows), logits):
+        part = draws.select(some)
+        tokens[part.rows] = draw(logits[part.rows], part)
 
 
 def row_chunks(count: int, logits: torch.Tensor) -> Iterator[slice]:
@@ -161,11 +177,14 @@ def apply_penalties(logits: torch.Tensor, penalties: Penalties) -> None:
 
 def apply_mask(logits: torch.Tensor, mask: Mask) -> None:
     """Make what the mask bans impossible, in place."""
-    banned = ~unpack_bits(mask.bits, logits.shape[1])
-    if len(mask.rows) == len(logits):  # then they are all rows, in order
-        logits.masked_fill_(banned, -torch.inf)
-    else:
+    banned = unpack_bits(~mask.bits, logits.shape[1])
+    if logits.device.type != "cpu":
         logits[mask.rows] = logits[mask.rows].masked_fill_(banned, -torch.inf)
+        return
+    # Not by torch, whose threads take longer to wake than this takes.
+    values, where = logits.numpy(), banned.numpy()
+    for i, row in enumerate(mask.rows.tolist()):
+        np.copyto(values[row], -np.inf, where=where[i])
 
 
 def unpack_bits(bits: torch.Tensor, count: int) -> torch.Tensor:

@@ -115,7 +115,8 @@ class SimulatedWorker:
         matcher = None
         if init.params.grammar is not None:
             matcher = self._grammars.matcher(init.params)
-            matcher.accept(*init.tokens[init.prompt_length :])
+            for token in init.tokens[init.prompt_length :]:
+                matcher.accept(token)
         self._rows[init.slot] = _Row(
             zlib.crc32(packed, init.params.seed & 0xFFFFFFFF),
             list(init.tokens),

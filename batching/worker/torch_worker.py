@@ -143,14 +143,17 @@ class TorchWorker:
         pending.logprob_rows = [i for i, p in enumerate(params) if p.logprobs is not None]
         pending.slots = [s.slot for s in sequences]
         how = self._sampler.inputs(pending.slots, [s.start + s.count for s in sequences])
-        pending.grammars = self._grammars.step(pending.slots)
-        if pending.grammars is not None:
-            how.mask = pending.grammars.mask(self._grammars.words, self._device)
+        pending.grammars = grammars = self._grammars.step(pending.slots)
         raw = logits
         if pending.logprob_rows:
             wanted = torch.tensor(pending.logprob_rows, device=self._device)
             raw = logits[wanted]  # a copy: logprobs are those before penalties and bias
-        tokens = sample(logits, how)
+        if grammars is not None and self._device.type == "cpu":
+            tokens = grammars.choose(logits, how)
+        else:
+            if grammars is not None:
+                how.mask = grammars.mask(self._device)
+            tokens = sample(logits, how)
         self._sampler.record(tokens)
         self._slots.append(slots, ends, tokens)
         pending.tokens = tokens.to("cpu", non_blocking=True)

@@ -34,7 +34,7 @@ def fault(text: str | None, schema: Any) -> str | None:
         value = json.loads(text, object_pairs_hook=unique)
         validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
         validator(schema, format_checker=FORMATS).validate(value)
-    except (ValueError, AssertionError, jsonschema.ValidationError) as error:
+    except (ValueError, OverflowError, AssertionError, jsonschema.ValidationError) as error:
         return f"{str(error).splitlines()[0]}: {text}"
     if text != text.strip():
         return f"white space around {text}"
