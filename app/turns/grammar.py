@@ -45,7 +45,8 @@ def turn_grammar(
     if source is None:
         return None
     param = "tools" if asked is None or use.forced else asked.param
-    return RequestedGrammar(Grammar(source, to_the_end=to_the_end), param)
+    free_keys = asked is not None and asked.grammar.free_keys
+    return RequestedGrammar(Grammar(source, to_the_end=to_the_end, free_keys=free_keys), param)
 
 
 def turn_source(

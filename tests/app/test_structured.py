@@ -199,6 +199,9 @@ async def test_what_reaches_the_engine(server: Server, path: str, prompt: Any) -
     assert list(grammar["json_schema"]["properties"]) == ["b", "a"]
     assert grammar["json_schema"]["additionalProperties"] is False
     assert not first.to_the_end
+    await server.ok(path, **prompt, response_format={"type": "json_object"})
+    anything = server.engine.requests[-1].params.grammar
+    assert anything is not None and anything.free_keys
 
 
 async def test_end_tokens_end_even_with_ignore_eos(server: Server) -> None:
