@@ -241,7 +241,8 @@ class Scheduler:
         room = self.limits.max_step_tokens - len(draft.sequences)
         slack = math.inf
         if draft.sequences:
-            slack = self.limits.inter_token_target - self.cost_model.predict(draft.features())
+            decode = self.cost_model.predict(draft.features())
+            slack = max(self.limits.inter_token_target, self.limits.stretch * decode) - decode
         queue = deque(sorted(prefills, key=self._waiting.rank))
         first = True
         while room > 0:

@@ -20,10 +20,10 @@ from tests.core.harness import Harness, expected, limits, request
 PER_TOKEN = Coefficients(0.0, 1e-3, 0.0, 0.0, 0.0)  # a millisecond for each prefill token
 
 
-def priced(limits: Limits) -> Scheduler:
+def priced(limits: Limits, cost: Coefficients = PER_TOKEN) -> Scheduler:
     """A scheduler whose forecasts are known."""
     covariance = tuple((0.0,) * 5 for _ in range(5))
-    return Scheduler(limits, CostModel(CostState(PER_TOKEN, covariance, 0.1, 1)))
+    return Scheduler(limits, CostModel(CostState(cost, covariance, 0.1, 1)))
 
 
 # -- one request ---------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_prefill_alone_takes_the_whole_step() -> None:
 
 
 def test_prefill_beside_decodes_stays_within_the_target() -> None:
-    run = Harness(limits(inter_token_target=0.0125, prefix_caching=False), make=priced)
+    run = Harness(limits(inter_token_target=0.0125, stretch=1.0, prefix_caching=False), make=priced)
     run.add(request("a", [1], 30))
     run.step()
     run.add(request("b", [1] * 40, 2))
@@ -262,8 +262,22 @@ def test_prefill_beside_decodes_stays_within_the_target() -> None:
     run.drain()
 
 
+def test_prefill_may_stretch_a_step_whose_decodes_alone_take_up_the_target() -> None:
+    slow = Coefficients(8e-3, 1e-3, 0.0, 0.0, 0.0)
+    run = Harness(
+        limits(inter_token_target=0.01, stretch=2.0, prefix_caching=False),
+        make=lambda limits: priced(limits, slow),
+    )
+    run.add(request("a", [1], 30))
+    run.step()
+    run.add(request("b", [1] * 40, 2))
+    run.step()
+    assert [s.count for s in run.plans[-1].sequences] == [1, 8], "8 ms of decodes, 8 of prefill"
+    run.drain()
+
+
 def test_prefill_progresses_by_a_block_however_tight_the_target() -> None:
-    run = Harness(limits(inter_token_target=0.0), make=priced)
+    run = Harness(limits(inter_token_target=0.0, stretch=1.0), make=priced)
     run.add(request("a", [1], 30))
     run.step()
     run.add(request("b", [2] * 10, 2))
