@@ -233,7 +233,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_model_len: int  # prompt and generated tokens of one sequence
     max_step_tokens: int  # hard bound on tokens computed in one step
     inter_token_target: float = 0.1  # seconds; bounds the prefill share of a mixed step
-    # Or so many times the step without prefill, if that is longer: where decoding alone takes up the
+    # Or so many times the step without prefill, if that is longer: where decodes alone take up the
     # target, prompts would starve and with them the batch.
     stretch: float = 2.0
     policy: str = "fcfs"  # fcfs, priority, deadline, fair
