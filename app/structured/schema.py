@@ -37,6 +37,10 @@ MAX_DEPTH = 100
 # llguidance builds an automaton with as many states, in time that grows with their square.
 _MAX_DIVISOR = 1000
 _MAX_DECIMALS = 6
+# llguidance takes bounds for float64, and as int64: they must be the same in both.
+_EXACT = 2**53
+_FLOAT_STEP = 1024  # of float64 just below 2**63
+_LARGEST = 2**63 - _FLOAT_STEP
 # No text is so long; regular expressions cannot count so far.
 _ENDLESS = 10_000_000
 _TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
@@ -226,6 +230,8 @@ def _check(node: Schema, path: str) -> None:
         value = node.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _Fault(f"{path}.{name}", "expected a number")
+        if abs(value) > _EXACT:
+            _make_exact(node, name, path)
     _check_divisor(node, path)
     if not isinstance(node.get("pattern", ""), str):
         raise _Fault(f"{path}.pattern", "expected a regular expression")
@@ -277,6 +283,16 @@ def _check_count(node: Schema, name: str, path: str) -> None:
         if name.startswith("min"):
             raise _Fault(f"{path}.{name}", f"at most {_ENDLESS} can be demanded")
         del node[name]
+
+
+def _make_exact(node: Schema, name: str, path: str) -> None:
+    """Tighten a bound that is too large to be kept exactly, or refuse one that demands as much."""
+    is_upper = name in ("maximum", "exclusiveMaximum")
+    if name == "multipleOf" or (node[name] > 0) != is_upper:
+        raise _Fault(f"{path}.{name}", f"at most ±{_EXACT} can be demanded")
+    size = min(int(abs(node[name])) - name.startswith("exclusive"), _LARGEST)
+    size -= size % _FLOAT_STEP
+    node[name] = size if is_upper else -size
 
 
 def _check_divisor(node: Schema, path: str) -> None:

@@ -51,6 +51,7 @@ class Matcher:
         self._generated = 0
         self._keys = keys
         self.has_rules = bool(keys or self._stops_from or self._to_the_end)
+        self._try = matcher.try_consume_tokens  # bound once: it is called for every token
 
     def accept(self, token: int) -> None:
         """Take in a generated token. What the grammar does not allow ends it: `fill` is False."""
@@ -60,11 +61,11 @@ class Matcher:
             self._keys.accept(token)
 
     def try_accept(self, token: int) -> bool:
-        """Take in a token if the grammar allows it, which is cheaper to ask than what it allows."""
-        if not self.inner.try_consume_tokens([token]):
-            return False
-        self._generated += 1
-        return True
+        """Take in a token if the grammar allows it, which is cheaper to ask than what it allows.
+
+        Only for those without rules of ours, which nothing needs to be counted for.
+        """
+        return bool(self._try([token]))
 
     def fill(self, row: np.ndarray) -> bool:
         """Write a bit per token id into `row` (int32 words): whether the token may come next.

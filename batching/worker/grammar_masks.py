@@ -16,8 +16,9 @@ from batching.worker.sampling import Mask, SamplingInputs, apply_mask, sample, s
 class StepGrammars:
     """The matchers of one step's sampled rows that have a grammar, and what they said."""
 
-    def __init__(self, rows: list[int], matchers: list[Matcher], words: int) -> None:
-        self._matchers = dict(zip(rows, matchers, strict=True))
+    def __init__(self, matchers: dict[int, Matcher], words: int) -> None:
+        """`matchers` by row, in their order."""
+        self._matchers = matchers
         self._words = words
         self._pending = True  # the step's tokens are still to be accepted
         self.gave_up: list[int] = []  # rows
@@ -34,12 +35,13 @@ class StepGrammars:
             how.mask = self.mask(logits.device, ruled)
         tokens = sample(logits, how)
         said = tokens.tolist()
-        wrong = []
-        for row, matcher in self._matchers.items():
-            if matcher.has_rules:
-                matcher.accept(said[row])
-            elif not matcher.try_accept(said[row]):
-                wrong.append(row)
+        for row in ruled:
+            self._matchers[row].accept(said[row])
+        wrong = [
+            row
+            for row, matcher in self._matchers.items()
+            if not (matcher.has_rules or matcher.try_accept(said[row]))
+        ]
         if wrong:
             apply_mask(logits, self.mask(logits.device, wrong))
             sample_again(logits, how, wrong, tokens)
@@ -74,13 +76,14 @@ class GrammarSlots:
             capabilities.model, capabilities.vocab_size, capabilities.eos_token_ids
         )
         self._matchers: dict[int, Matcher] = {}
+        self._words = 0
 
     def begin(self, init: SlotInit) -> None:
         """Replace what was known of the slot; a resumed sequence's matcher catches up."""
         if init.params.grammar is None:
             self._matchers.pop(init.slot, None)
             return
-        matcher = self._grammars.matcher(init.params)
+        matcher, self._words = self._grammars.matcher(init.params), self._grammars.words
         for token in init.tokens[init.prompt_length :]:
             matcher.accept(token)
         self._matchers[init.slot] = matcher
@@ -89,7 +92,6 @@ class GrammarSlots:
         """The grammars among the rows to sample, which belong to `slots`."""
         if not self._matchers:
             return None
-        rows = [i for i, slot in enumerate(slots) if slot in self._matchers]
-        if not rows:
-            return None
-        return StepGrammars(rows, [self._matchers[slots[i]] for i in rows], self._grammars.words)
+        found = map(self._matchers.get, slots)
+        matchers = {row: matcher for row, matcher in enumerate(found) if matcher is not None}
+        return StepGrammars(matchers, self._words) if matchers else None

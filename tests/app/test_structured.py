@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import resources
 from typing import Any
 
 import pytest
 
+from app.structured.request import schema_grammar
+from batching.core.types import SamplingParams
+from batching.worker.grammar import Grammars
 from tests.app.conftest import MakeServer, Server
 from tests.structured.corpus import EXPLOSIVE
 
@@ -64,6 +68,8 @@ FAULTY: list[tuple[Any, str]] = [
     ({"type": "string", "maxLength": "3"}, ".maxLength"),
     ({"type": "string", "minLength": 10**9}, ".minLength"),
     ({"type": "integer", "minimum": "0"}, ".minimum"),
+    ({"type": "integer", "minimum": 10**30, "maximum": 10**30 + 5}, ".minimum"),
+    ({"type": "number", "exclusiveMaximum": -1e300}, ".exclusiveMaximum"),
     ({"type": "integer", "multipleOf": 0}, ".multipleOf"),
     ({"type": "integer", "multipleOf": 999_983}, ".multipleOf"),
     ({"type": "number", "multipleOf": 1e-9}, ".multipleOf"),
@@ -101,6 +107,29 @@ async def test_faults_are_named(server: Server, schema: Any, place: str) -> None
     await refused(server, SCHEMA + place, response_format=json_schema(schema))
     if not isinstance(schema, list | int | bool):
         await refused(server, f"guided_json{place}", guided_json=schema)
+
+
+@pytest.mark.parametrize("kind", ["integer", "number"])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-(2**63), 2**63 - 1), (-(2**60), 2**60), (-(2**53) - 5, 2**53 + 2000)]
+)
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_large_bounds_are_never_passed(kind: str, low: int, high: int, exclusive: bool) -> None:
+    names = ("exclusiveMinimum", "exclusiveMaximum") if exclusive else ("minimum", "maximum")
+    schema = {"type": kind, names[0]: low, names[1]: high}
+    grammars = Grammars(str(resources.files("batching") / "builtin/model"), 3824, (2,))
+    params = SamplingParams(100, grammar=schema_grammar(schema, "schema"))
+
+    def allows(number: int) -> bool:
+        matcher = grammars.matcher(params).inner
+        tokens = grammars.load().tokenize_str(str(number))
+        return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+    assert all(allows(number) for number in (0, 2**52, -(2**52)))
+    past = 1 if kind == "integer" else 1024  # a number is what it is in float64
+    assert not any(allows(number) for number in (low - past, high + past, low * 10, high * 10))
+    if exclusive:
+        assert not allows(low) and not allows(high)
 
 
 @pytest.mark.parametrize("schema", CONTRADICTORY, ids=lambda value: str(value)[:60])
@@ -228,6 +257,7 @@ async def test_each_grammar_is_compiled_once(
 def test_nothing_is_imported_before_the_first_grammar() -> None:
     code = """
 import sys
+from importlib import resources
 import app.server
 from batching.core.types import SamplingParams, SequencePlan, SlotInit, StepPlan
 from batching.worker.protocol import Capabilities
