@@ -6,6 +6,8 @@ tokens that would complete a key once more, for the mask to ban.
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 _QUOTE, _ESCAPE, _COMMA = b'"\\,'
@@ -31,7 +33,7 @@ class UniqueKeys:
 
     def __init__(self, tokens: KeyTokens) -> None:
         self._tokens = tokens
-        self._objects: list[set[bytes] | None] = []  # keys of the open objects; None: an array
+        self._objects: list[set[str] | None] = []  # keys of the open objects; None: an array
         self._text: bytearray | None = None  # of the string that is open
         self._begun = self._in_key = self._expects_key = self._escaped = False
 
@@ -53,10 +55,17 @@ class UniqueKeys:
         """Tokens after which a key that came already is complete but for its quote."""
         if not self._in_key or self._text is None or self._escaped:
             return []
-        begun = bytes(self._text)
+        begun = _meaning(self._text)
+        if begun is None:
+            return []
         keys = self._objects[-1] or ()
         ends = (key[len(begun) :] for key in keys if key.startswith(begun))
-        return [token for end in ends if end for token in self._tokens.by_piece.get(end, ())]
+        spelled = (json.dumps(end, ensure_ascii=False)[1:-1] for end in ends if end)
+        return [
+            token
+            for end in spelled
+            for token in self._tokens.by_piece.get(end.encode(errors="surrogateescape"), ())
+        ]
 
     def copy(self) -> UniqueKeys:
         """The same place in the text."""
@@ -93,10 +102,24 @@ class UniqueKeys:
             self._escaped = byte == _ESCAPE and not self._escaped
             self._text.append(byte)
             return False
-        key, keys = bytes(self._text), self._objects[-1] if self._in_key else None
+        text, keys = self._text, self._objects[-1] if self._in_key else None
         self._text, self._in_key, self._expects_key = None, False, False
         if keys is None:
+            return False
+        key = _meaning(text)
+        if key is None:
             return False
         repeated = key in keys
         keys.add(key)
         return repeated
+
+
+def _meaning(text: bytes | bytearray) -> str | None:
+    """The string that the text between two quotes stands for: escapes spell one key in many ways.
+
+    None if it stands for none, as amid an escape.
+    """
+    try:
+        return str(json.loads(f'"{text.decode(errors="surrogateescape")}"', strict=False))
+    except ValueError:
+        return None
