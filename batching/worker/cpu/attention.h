@@ -46,8 +46,8 @@ static void write_key(const Placement& token, Unit* pages, int units, int size) 
     std::memcpy(target + u * size, token.key + u * sizeof(Unit), sizeof(Unit));
 }
 
-// A key goes to as many cache lines as it has units, which a page seldom has in the cache: called a
-// token ahead, this fetches them while something is computed.
+// A key goes to as many cache lines as it has units, few of which are in the cache: this fetches them
+// while the token's heads are prepared.
 static void prefetch_key(const Placement& token, const Unit* pages, int units, int size) {
   if (token.offset < 0) return;
   const Unit* target = pages + token.page * (units * size) + token.offset;

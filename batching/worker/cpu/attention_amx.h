@@ -14,7 +14,6 @@
 namespace slipstream {
 
 constexpr int STEP = 2 * TILE_HEIGHT;  // keys or dimensions that one operand tile spans
-constexpr int PAIRS = STEP / 2;        // rows of values
 constexpr int WIDE = 4 * LANES;        // dimensions of the values of few rows
 
 // Room for the sums of one pass over a chunk's values, and for a masked copy of its last step.
@@ -60,7 +59,7 @@ inline void compute_scores_amx(const Unit* query, int rows, int units, const Amx
 // Copies the value rows of a step of which only `keys` are written: the rest counts as zero,
 // whatever the page holds.
 inline const Unit* mask_values(const Unit* values, int keys, int columns, std::vector<Unit>& tail) {
-  tail.resize(PAIRS * columns);
+  tail.resize(TILE_HEIGHT * columns);
   const int whole = keys / 2 * columns;
   std::copy_n(values, whole, tail.begin());
   std::fill(tail.begin() + whole, tail.end(), 0);
@@ -97,7 +96,8 @@ inline void multiply_narrow(const BFloat16* weights, bool lower, const AmxChunk&
   zero_sums();
   for (int key = chunk.begin; key < chunk.end; key += STEP)
     multiply_units<BFloat16>(reinterpret_cast<const Unit*>(weights + key), CHUNK * sizeof(BFloat16),
-                             lower, chunk.values[key / STEP] + column, columns, PAIRS);
+                             lower, chunk.values[key / STEP] + column, columns,
+                             TILE_HEIGHT);
   store_sums(sums, WIDE * sizeof(float), lower);
 }
 
