@@ -39,7 +39,7 @@ class EngineSettings(BaseModel):
         2048, ge=16, le=65536, description="most tokens in one forward pass (activation memory)"
     )
     inter_token_target_ms: float = Field(
-        100.0, gt=0, description="prefill is cut to keep a step below this, or twice its decodes"
+        100.0, gt=0, description="most time of a step, or twice its decodes if longer"
     )
     block_size: int = Field(32, ge=1, le=256, description="tokens per KV block")
     kv_cache_gib: float | None = Field(
