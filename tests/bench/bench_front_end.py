@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from loadtest.client import Client
 from loadtest.measure import summarize
 from loadtest.run import closed_loop
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 512])
     parser.add_argument("--step-ms", type=float, nargs="+", default=[20.0, 0.0])
     parser.add_argument("--seconds", type=float, default=8.0, help="of streaming, about, a row")
+    parser.add_argument("--out", type=Path, help="JSON file for the rows")
     parser.add_argument("--functions", type=int, default=25, help="of the profile; 0: no profile")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (model / "config.json").write_text('{"vocab_size": 32000, "max_position_embeddings": 4096}')
         tokenizer(32000).save_pretrained(model)
         print(_HEAD)
-        for step_ms in options.step_ms:
-            asyncio.run(_loads(model, options.streams, step_ms, options.seconds))
+        rows = {
+            step_ms: asyncio.run(_loads(model, options.streams, step_ms, options.seconds))
+            for step_ms in options.step_ms
+        }
+        if options.out:
+            options.out.write_bytes(msgspec.json.format(msgspec.json.encode(rows)) + b"\n")
         if options.functions:
             stats = Path(folder, "stats")
             print(f"\n64 streams under cProfile, which itself slows:\n{_HEAD}")

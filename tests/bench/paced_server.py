@@ -14,19 +14,17 @@ import os
 import signal
 import sys
 import types
+from unittest import mock
 
 _MODULE = "tests.bench.paced_server"
 
 
 def serve() -> int:
     """Run the command line with our engine child in place of the usual one."""
-    import app.server
     from app.cli import main
     from batching.engine.client import EngineClient
 
-    app.server.EngineClient = functools.partial(  # type: ignore[misc, assignment]
-        EngineClient, child_module=_MODULE
-    )
+    paced = functools.partial(EngineClient, child_module=_MODULE)
     profile, running = cProfile.Profile(), False
 
     def switch(number: int, frame: types.FrameType | None) -> None:
@@ -39,7 +37,8 @@ def serve() -> int:
         running = not running
 
     signal.signal(signal.SIGUSR1, switch)
-    return main()
+    with mock.patch("app.engines.EngineClient", paced):
+        return main()
 
 
 def be_engine(descriptor: int) -> int:
@@ -48,10 +47,9 @@ def be_engine(descriptor: int) -> int:
     from batching.worker import simulated
 
     cost = simulated.StepCost(fixed=float(os.environ["BENCH_STEP_MS"]) / 1e3)
-    simulated.SimulatedWorker = functools.partial(  # type: ignore[misc, assignment]
-        simulated.SimulatedWorker, cost=cost
-    )
-    return child.main(descriptor)
+    paced = functools.partial(simulated.SimulatedWorker, cost=cost)
+    with mock.patch.object(simulated, "SimulatedWorker", paced):
+        return child.main(descriptor)
 
 
 if __name__ == "__main__":
