@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,9 @@ def _serve(arguments: Sequence[str]) -> int:
     from config.flags import ServeParser
     from config.load import SettingsError, load_settings
 
+    # While models are downloaded: a container's first process ignores what it does not handle.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     flags = vars(ServeParser().parse_args(arguments))
     try:
         engine, server = _with_model(*load_settings(flags))

@@ -50,6 +50,15 @@ class Engines:
         """End all children."""
         await asyncio.gather(*(client.close() for client in self._clients))
 
+    def kill(self) -> None:
+        """End all children at once, whatever they do."""
+        for client in self._clients:
+            client.kill()
+
+    async def given_up(self) -> None:
+        """Until no engine serves, nor will."""
+        await asyncio.gather(*(client.given_up() for client in self._clients))
+
     async def _start_generator(
         self, settings: ServerSettings, name: str, engine: EngineSettings
     ) -> Service:

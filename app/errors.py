@@ -90,8 +90,13 @@ def no_such_model(name: str) -> ApiError:
 
 
 def engine_error(message: str | None) -> ApiError:
-    """The engine could not serve a request that was valid."""
-    return ApiError(message or "the engine failed", status=500, code="engine_error")
+    """The engine could not serve a request that was valid, and cannot: clients need not retry."""
+    return ApiError(
+        message or "the engine failed",
+        status=500,
+        code="engine_error",
+        headers={"x-should-retry": "false"},  # as OpenAI's and Anthropic's clients know it
+    )
 
 
 @contextmanager

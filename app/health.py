@@ -1,4 +1,8 @@
-"""Is the process there, can it serve, and what is it? The only routes that need no API key."""
+"""Is the process there, can it serve, and what is it? The only routes that need no API key.
+
+A load balancer asks /health (or /ready, /ping) where to send requests. What restarts a container
+asks /live: a server whose engine restarts has streams to continue and must not be killed.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,16 @@ from starlette.responses import Response
 from app.errors import ApiError
 from app.served import Served
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
+HEALTH_PATHS = ("/health", "/ping", "/ready")
+OPEN_PATHS = frozenset({*HEALTH_PATHS, "/live"})
+_OK = b'{"status":"ok"}'
 
 
 async def health(served: Served, request: Request) -> Response:
-    """200 while every engine works; 503 with the reason while it restarts or when it is gone.
+    """200 while every engine works; 503 with the reason while one restarts or when it is gone.
 
-    Its supervisor notices within seconds that the engine died or hangs.
+    Its supervisor notices within seconds that the engine died or hangs. Also 503 once the server
+    was told to stop.
     """
     for model in served.models:
         if not model.engine.alive:
@@ -25,7 +32,14 @@ async def health(served: Served, request: Request) -> Response:
             if len(served.models) > 1:
                 failure = f"{model.name}: {failure}"
             raise ApiError(failure, status=503, code="engine_unavailable")
-    return Response(b'{"status":"ok"}', media_type="application/json")
+    if served.draining:
+        raise ApiError("the server is shutting down", status=503, code="draining")
+    return Response(_OK, media_type="application/json")
+
+
+async def live(served: Served, request: Request) -> Response:
+    """200 while the process is there: it restarts its engines, or ends when it cannot."""
+    return Response(_OK, media_type="application/json")
 
 
 async def server_version(served: Served, request: Request) -> Response:

@@ -1,7 +1,8 @@
-"""What every request passes through: an id for it, and the API key check. Pure ASGI, no tasks."""
+"""What every request passes through: an id, the API key check, the end. Pure ASGI, no tasks."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.anthropic.errors import PREFIX
 from app.errors import ApiError
 from app.health import OPEN_PATHS
+from app.served import Served
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,200}")
 
@@ -77,3 +79,29 @@ class ApiKeys:
         # Every key is compared, so that the time taken says nothing about them.
         matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
         return self._keys[matches.index(True)] if any(matches) else None
+
+
+class Draining:
+    """Once the server was told to stop, refuses new work; later tells requests that are cut off."""
+
+    def __init__(self, app: ASGIApp, served: Served) -> None:
+        self._app = app
+        self._served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and self._served.draining:
+            await self._refuse(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:  # the time to drain is over; nobody else cancels
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = ApiError(
+            "the server is shutting down",
+            status=503,
+            code="shutting_down",
+            headers={"connection": "close", "retry-after": "1"},
+        )
+        await error.response(scope)(scope, receive, send)

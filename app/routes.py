@@ -56,7 +56,8 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    *(Route("GET", path, health.health, whole=True) for path in sorted(health.OPEN_PATHS)),
+    *(Route("GET", path, health.health, whole=True) for path in health.HEALTH_PATHS),
+    Route("GET", "/live", health.live, whole=True),
     Route("GET", "/version", health.server_version, whole=True),
     Route("GET", "/metrics", exposition.scrape, text=True, whole=True),
     Route("GET", "/v1/models", models.list_models, answer=models.ModelList, whole=True),

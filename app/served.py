@@ -18,6 +18,7 @@ class Served:
     def __init__(self, generator: Service | None, pools: Sequence[PoolModel] = ()) -> None:
         self.generator = generator
         self.pools = {model.name: model for model in pools}
+        self.draining = False  # told to stop: open requests are finished, new ones refused
         if generator is not None:  # so that its endpoints say what others can do
             generator.others.update({model.name: model.abilities for model in pools})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-import signal
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +18,12 @@ from starlette.middleware import Middleware
 from app.engines import Engines
 from app.errors import install_error_handlers
 from app.http_protocol import HttpProtocol
-from app.middleware import ApiKeys, RequestId
+from app.middleware import ApiKeys, Draining, RequestId
 from app.responses.store import ResponseStoreError
 from app.routes import add_routes
 from app.served import Served
 from app.service import Service
+from app.shutdown import Signals, drain
 from app.startup_log import log_ready
 from app.template import renderer
 from app.tokenizer import TokenizerError
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Longer than clients and proxies keep idle connections, so that it is they who close them: a server
 # that does so may have a request under way to it.
 _KEEP_ALIVE_SECONDS = 75
+_CLOSE_SECONDS = 1  # for connections to close when no request is open any more
 _OPEN_FILES = 65536
 
 
@@ -45,6 +46,7 @@ def create_app(served: Served | Service) -> FastAPI:
     middleware = [Middleware(RequestId)]
     if served.settings.api_keys:
         middleware.append(Middleware(ApiKeys, keys=served.settings.api_keys))
+    middleware.append(Middleware(Draining, served=served))
     app = FastAPI(title="Slipstream", middleware=middleware, docs_url=None, redoc_url=None)
     install_error_handlers(app)
     add_routes(app, served)
@@ -54,17 +56,14 @@ def create_app(served: Served | Service) -> FastAPI:
 def serve(
     engine: EngineSettings, server: ServerSettings, pools: Mapping[str, EngineSettings]
 ) -> int:
-    """Start the engines, serve until SIGTERM or SIGINT, drain. Returns the exit status.
+    """Start the engines, serve until told to stop, drain. Returns the exit status (`shutdown`).
 
     `pools` has the pooling models by public name; `engine` may be one of them. Every model is a
     local folder.
     """
     raise_open_files_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            return runner.run(_serve(engine, server, pools))
-        except KeyboardInterrupt:  # while the model was loading
-            return 128 + signal.SIGINT
+        return runner.run(_serve(engine, server, pools))
 
 
 async def _serve(
@@ -77,13 +76,16 @@ async def _serve(
         return 1
     name = settings.served_model_name or Path(engine.model).name
     engines = Engines()
+    signals = Signals(engines.kill)
     try:
         slow_import = asyncio.create_task(asyncio.to_thread(renderer))  # meanwhile
         generator = None if name in pools else engine
-        served = await engines.start(settings, name, generator, pools)
+        served = await signals.unless_told(engines.start(settings, name, generator, pools))
+        if served is None:
+            return signals.status
         await slow_import
         try:
-            await _serve_http(served, listener)
+            return await _serve_http(served, engines, listener, signals)
         finally:
             if served.generator is not None:
                 served.generator.responses.close()
@@ -93,7 +95,6 @@ async def _serve(
     finally:
         await engines.close()
         listener.close()
-    return 0
 
 
 def raise_open_files_limit() -> None:
@@ -119,7 +120,9 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve_http(served: Served, listener: socket.socket) -> None:
+async def _serve_http(
+    served: Served, engines: Engines, listener: socket.socket, signals: Signals
+) -> int:
     config = uvicorn.Config(
         create_app(served),
         http=HttpProtocol,
@@ -128,20 +131,27 @@ async def _serve_http(served: Served, listener: socket.socket) -> None:
         access_log=False,
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(served.settings.drain_seconds),
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     log_ready({model.name: model.capabilities for model in served.models}, url)
-    await _HttpServer(config).serve(sockets=[listener])
+    server = _HttpServer(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    told, dead = asyncio.create_task(signals.wait()), asyncio.create_task(engines.given_up())
+    await asyncio.wait({serving, told, dead}, return_when=asyncio.FIRST_COMPLETED)
+    served.draining = True  # still accepting connections, so that /health can say so
+    await drain(server.server_state.tasks, served.settings.drain_seconds)
+    server.should_exit = True
+    await serving
+    for task in (told, dead):
+        task.cancel()
+    return 1 if dead.done() else 0
 
 
 class _HttpServer(uvicorn.Server):
-    """Ends by returning: uvicorn's own would raise the signal again and skip our clean-up."""
+    """Leaves signals to us."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
         yield

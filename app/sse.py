@@ -6,6 +6,7 @@ and one join. Nothing here builds a model or a dict per token.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -133,8 +134,8 @@ class EventStream(Response):
             except EngineDeadError as error:
                 last = self._ending.failed(engine_dead(error))
             await send({"type": "http.response.body", "body": last, "more_body": False})
-        except ClientDisconnect:
-            pass
+        except (ClientDisconnect, asyncio.CancelledError):
+            pass  # nobody reads, or not in the time that there is to shut down
         finally:
             await self._rest.aclose()
             self._close()

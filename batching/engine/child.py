@@ -6,6 +6,7 @@ settings over the socket `FD`, builds the worker, and serves until the front end
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import signal
 import socket
@@ -24,6 +25,7 @@ from batching.worker.protocol import Capabilities, UnsupportedModelError, Worker
 from config.settings import EngineSettings
 
 SIMULATED_BLOCKS = 65_536  # a pool that is never the limit
+_PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int) -> int:
@@ -33,7 +35,9 @@ def main(fd: int) -> int:
 
 def run_child(fd: int, serve: Callable[[ChildChannel], None]) -> int:
     """Call `serve`, and tell the front end why it ended unless that is gone itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front end's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the front end, even if sent to us too
+        signal.signal(number, signal.SIG_IGN)
+    _end_with_parent()
     channel = ChildChannel(socket.socket(fileno=fd))
     try:
         serve(channel)
@@ -51,6 +55,15 @@ def run_child(fd: int, serve: Callable[[ChildChannel], None]) -> int:
             pass
         return 1
     return 0
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the front end is gone, even if it hangs by then.
+
+    Only Linux can; elsewhere it ends when it next reads or writes the channel.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _serve(channel: ChildChannel) -> None:

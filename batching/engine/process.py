@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -82,7 +83,7 @@ class EngineProcess:
                     pass_fds=(theirs.fileno(),),
                     env=child_environment(self._settings.threads),
                     stdin=asyncio.subprocess.DEVNULL,
-                    start_new_session=True,  # a terminal's Ctrl-C reaches only the front end
+                    start_new_session=True,  # a terminal's signals reach only the front end
                 )
             loop = asyncio.get_running_loop()
             self._transport, _ = await loop.create_connection(lambda: _Link(self), sock=ours)
@@ -126,14 +127,21 @@ class EngineProcess:
 
     async def kill(self) -> None:
         """End the child at once. Idempotent; afterwards no message comes."""
+        self.end_now()
         if self._process is not None:
-            if self._process.returncode is None:
-                self._process.kill()
             await self._process.wait()
         if self._transport is not None:
             await asyncio.wait({self._ended}, timeout=_END_SECONDS)  # what it said last
             self._transport.abort()
             await self._ended
+
+    def end_now(self) -> None:
+        """Send a SIGKILL to the child and all its children, if it has not ended."""
+        if self._process is not None and self._process.returncode is None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group of its own
+            except ProcessLookupError:  # it ended, and nobody has waited for it yet
+                pass
 
     async def close(self, grace: float) -> None:
         """Let the child end by itself within `grace` seconds, then kill it."""

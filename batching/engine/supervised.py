@@ -126,6 +126,16 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
         if self._process is not None:
             await self._process.close(grace=5.0)
 
+    def kill(self) -> None:
+        """End the child at once, whatever it does."""
+        if self._process is not None:
+            self._process.end_now()
+
+    async def given_up(self) -> None:
+        """Until no engine serves, nor will. Only after `start`."""
+        assert self._supervisor is not None
+        await asyncio.wait({self._supervisor})
+
     # -- to the engine ---------------------------------------------------------------------------
 
     def _take_up(self, request: Work) -> None:

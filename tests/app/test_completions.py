@@ -352,6 +352,7 @@ async def test_a_request_that_the_engine_fails_on_is_named(server: Server, strea
     server.engine.resume.set()
     response = await call
     assert response.status_code == (200 if stream else 500)
+    assert stream or response.headers["x-should-retry"] == "false"
     *_, body = (e for e in response.text.split("\n\n") if "error" in e)
     error = json.loads(body.removeprefix("data: "))["error"]
     assert error["type"] == "server_error" and error["code"] == "engine_error"

@@ -31,6 +31,7 @@ async def test_an_engine_that_does_not_serve_is_not_healthy(server: Server) -> N
         error = response.json()["error"]
         assert error["code"] == "engine_unavailable"
         assert "it hung" in error["message"]
+    assert (await server.http.get("/live")).status_code == 200
     server.engine.failure = None
     assert (await server.http.get("/health")).status_code == 200
 
@@ -57,7 +58,7 @@ async def test_wrong_keys(make_server: MakeServer, headers: dict[str, str]) -> N
         assert response.headers["x-request-id"]
     response = await server.http.post("/v1/completions", content=b"{", headers=headers)
     assert response.status_code == 401
-    for path in ("/health", "/ready", "/ping"):
+    for path in ("/health", "/ready", "/ping", "/live"):
         assert (await server.http.get(path, headers=headers)).status_code == 200
 
 

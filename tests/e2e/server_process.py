@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -23,8 +24,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    """Raises `AssertionError` if the condition does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def exists(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 class ServerProcess:
     """One `slipstream serve` process; `log` holds its output once it stopped."""
+
+    cli = "app.cli"
+    engine = "batching.engine.child"
 
     def __init__(self, log_path: Path, *arguments: str) -> None:
         self.port = free_port()
@@ -32,7 +53,8 @@ class ServerProcess:
         self._log_path = log_path
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port), *arguments],
+                [sys.executable, "-m", self.cli, "serve", "--port", str(self.port), *arguments],
+                cwd=Path(__file__).parents[2],
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -75,14 +97,22 @@ class ServerProcess:
             raise KeyError(name)
         return sum(map(float, values))
 
-    def signal_engine(self, number: int, module: str = "batching.engine.child") -> None:
-        """Send a signal to the engine child that runs `module`; the oldest, if several do."""
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        self.process.kill()
+        self.process.wait()
+
+    def engine_pid(self, module: str | None = None) -> int:
+        """The engine child, or the one that runs `module`; the oldest, if several do."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         for child in children.read_text().split():
-            if module in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
-                os.kill(int(child), number)
-                return
-        raise AssertionError(f"no child runs {module}")
+            if (module or self.engine) in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
+                return int(child)
+        raise AssertionError(f"no child runs {module or self.engine}")
+
+    def signal_engine(self, number: int, module: str | None = None) -> None:
+        """Send a signal to the engine child, or to the one that runs `module`."""
+        os.kill(self.engine_pid(module), number)
 
     def wait_health(self, status: int, seconds: float) -> None:
         """Until /health answers with a status. Raises if that takes longer."""
@@ -104,3 +134,10 @@ class ServerProcess:
             if time.monotonic() > deadline:
                 raise AssertionError({g: self.metric(g) for g in gauges})
             time.sleep(0.05)
+
+
+class FaultyServer(ServerProcess):
+    """A server whose engines make up tokens and fail as asked (see `faulty_cli`)."""
+
+    cli = "tests.e2e.faulty_cli"
+    engine = "tests.engine.faulty_child"

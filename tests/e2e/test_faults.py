@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -115,18 +114,3 @@ def test_a_request_in_the_pause_waits_for_the_next_engine(fragile: ServerProcess
     assert after.status_code == before.status_code == 200
     assert after.json()["choices"] == before.json()["choices"]
     fragile.wait_idle()
-
-
-def test_without_restarts_a_dead_engine_is_the_end(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "log", "--worker", "simulated", "--restart-limit", "0")
-    try:
-        server.wait_ready()
-        server.signal_engine(signal.SIGKILL)
-        server.wait_health(503, 8)
-        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=30)
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "engine_unavailable"
-        assert server.stop() == 0
-    finally:
-        server.process.kill()
-        server.process.wait()
