@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from app.errors import ApiError
 from batching.core.types import EngineStats
 
 _MAX_RETRY_SECONDS = 60
 
+Forecast = Callable[[], float | None]
+
 
 class Admission:
-    """Counts requests and prompt tokens that wait for their first token."""
+    """Counts requests and prompt tokens that wait for their first token.
 
-    def __init__(self, max_requests: int, max_tokens: int) -> None:
+    `forecast` says in how many seconds all that waits will have been taken up, if that is known.
+    """
+
+    def __init__(
+        self, max_requests: int, max_tokens: int, forecast: Forecast = lambda: None
+    ) -> None:
         self.max_requests = max_requests
         self.max_tokens = max_tokens
         self.requests = 0
         self.tokens = 0
         self.rejections: Counter[str] = Counter()  # by limit, in vLLM's words
+        self._forecast = forecast
 
     def admit(self, lengths: Sequence[int], stats: EngineStats) -> None:
         """Take in sequences of these prompt lengths, all or none.
@@ -54,16 +62,24 @@ class Admission:
         self.tokens -= length
 
     def retry_after(self, stats: EngineStats) -> int:
-        """Whole seconds until the queue may have moved, from the engine's mean prompt rate."""
-        rate = stats.prompt_tokens / stats.forward_seconds if stats.forward_seconds else 0.0
-        seconds = self.tokens / rate if rate else 1.0
-        return min(max(math.ceil(seconds), 1), _MAX_RETRY_SECONDS)
+        """Whole seconds until what waits now is taken up: by forecast, else at the mean rate."""
+        seconds = self._forecast()
+        if seconds is None:
+            rate = stats.prompt_tokens / stats.forward_seconds if stats.forward_seconds else 0.0
+            seconds = self.tokens / rate if rate else 1.0
+        return whole_seconds(seconds)
 
     def _full(self, reason: str, limit: str, stats: EngineStats) -> ApiError:
         self.rejections[reason] += 1
         return ApiError(
-            f"the queue is full: it holds at most {limit} ({reason})",
+            f"the queue is full: it holds at most {limit} ({reason}); {self.requests} requests "
+            f"with {self.tokens} prompt tokens wait now",
             status=429,
             code=reason,
             headers={"retry-after": str(self.retry_after(stats))},
         )
+
+
+def whole_seconds(seconds: float) -> int:
+    """For a `Retry-After` header."""
+    return min(max(math.ceil(seconds), 1), _MAX_RETRY_SECONDS)

@@ -13,17 +13,14 @@ from app.prompts import prepare
 from app.service import Service
 from app.sse import OPENAI_END, StreamEnd, event_stream
 from app.structured.request import RequestedGrammar
+from app.terms import RunFields, Terms
 
 
-class RunFields(Protocol):
-    """The request fields that say how jobs are run."""
+class AnswerFields(RunFields, Protocol):
+    """The request fields that say how it is answered."""
 
     @property
     def stream(self) -> bool: ...
-    @property
-    def priority(self) -> int: ...
-    @property
-    def cache_salt(self) -> str | None: ...
     @property
     def request_id(self) -> str | None: ...
 
@@ -47,7 +44,7 @@ class Handler(Protocol):
 async def answer(
     service: Service,
     request: Request,
-    fields: RunFields,
+    fields: AnswerFields,
     handler: Handler,
     *,
     samples: int,
@@ -60,17 +57,11 @@ async def answer(
     """
     if fields.request_id is not None:
         request.state.request_id = fields.request_id
+    terms = Terms.of(request, fields)
     await prepare(handler.prepare, body_bytes)
     if handler.grammar is not None:
         await service.grammars.check(*handler.grammar)
-    generation = Generation.start(
-        service,
-        handler.jobs,
-        samples,
-        request.receive,
-        priority=fields.priority,
-        salt=fields.cache_salt,
-    )
+    generation = Generation.start(service, handler.jobs, samples, request.receive, terms)
     if fields.stream:
         return await event_stream(handler.stream(generation), generation.close, ending)
     try:

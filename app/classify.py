@@ -45,7 +45,7 @@ async def classify(served: Served, request: Request) -> Response:
     texts = await prepare(
         lambda: encoder.inputs(fields.input, fields.add_special_tokens), len(body)
     )
-    numbers = (await model.compute(texts, request.receive)).astype(np.float64)
+    numbers = (await model.compute(texts, request)).astype(np.float64)
     activation = capabilities.activation if fields.use_activation else "identity"
     data = [
         Classified(index, capabilities.labels[int(row.argmax())], row.tolist(), len(row))

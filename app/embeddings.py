@@ -59,7 +59,7 @@ async def create_embeddings(served: Served, request: Request) -> Response:
     texts = await prepare(
         lambda: encoder.inputs(fields.input, fields.add_special_tokens), len(body)
     )
-    numbers = await model.compute(texts, request.receive)
+    numbers = await model.compute(texts, request)
     answer = await prepare(lambda: _answer(model, fields, texts, numbers), numbers.nbytes)
     return Response(answer, media_type="application/json")
 

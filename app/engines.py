@@ -66,7 +66,7 @@ class Engines:
         client = EngineClient(engine, on_step=metrics.on_step)
         self._clients.append(client)
         capabilities = await client.start(progress_log())
-        return Service.load(settings, client, capabilities, metrics)
+        return Service.load(settings, client, capabilities, metrics, engine.policy)
 
     async def _start_pool(
         self, settings: ServerSettings, name: str, engine: EngineSettings

@@ -17,7 +17,12 @@ from starlette.types import Scope
 from app.anthropic import errors as anthropic
 from batching.engine.client import EngineDeadError
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],

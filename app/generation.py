@@ -15,6 +15,7 @@ from app.choice import Choice, Delta
 from app.errors import ApiError
 from app.logprobs import Entry
 from app.service import Service
+from app.terms import TIMEOUT_HEADER, TTFT_HEADER, Terms, expired, unmeetable
 from app.turns.parts import Part, Turn
 from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
 from batching.engine.client import EngineDeadError, RequestStream
@@ -64,6 +65,9 @@ class Generation:
         self._streams: list[RequestStream] = []
         self._watcher: asyncio.Task[None] | None = None
         self._heard = False  # the engine sent something
+        self._terms = Terms()
+        self._timer: asyncio.TimerHandle | None = None
+        self.forecast: float | None = None  # seconds to the first token, as told at the start
         self._ending = FinishReason.ABORT  # of choices that are open when this closes
 
     @classmethod
@@ -73,37 +77,46 @@ class Generation:
         jobs: list[Job],
         samples: int,
         receive: Receive,
-        *,
-        priority: int = 0,
-        salt: str | None = None,
+        terms: Terms,
     ) -> Generation:
         """Submit `jobs`, which come in groups of `samples` with the same prompt.
 
-        Raises `ApiError` (no room) and `EngineDeadError`.
+        Raises `ApiError` (no room, or not in time) and `EngineDeadError`.
         """
         self = cls(service, jobs, samples)
+        self._terms = terms
         service.admission.admit([len(job.prompt) for job in jobs], service.engine.stats)
         self._queued = set(range(len(jobs)))
-        arrival = service.clock()
-        name = uuid4().hex
+        requests = self._requests()
         try:
-            for i, job in enumerate(jobs):
-                request = Request(
-                    id=f"{name}-{i}",
-                    prompt=job.prompt,
-                    params=job.params,
-                    arrival=arrival,
-                    priority=priority,
-                    salt=(salt or "").encode(),
-                )
+            self._check_deadline(requests)
+            for request in requests:
                 self._streams.append(service.engine.submit(request))
+                service.backlog.join(request)
                 service.metrics.request_started(request)
+            self._set_timer()
         except Exception:
             self._ending = FinishReason.ERROR
             self.close()
             raise
         self._watcher = asyncio.create_task(self._watch(receive))
         return self
+
+    def _requests(self) -> list[Request]:
+        name, arrival, terms = uuid4().hex, self._service.clock(), self._terms
+        return [
+            Request(
+                id=f"{name}-{i}",
+                prompt=job.prompt,
+                params=job.params,
+                arrival=arrival,
+                priority=terms.priority,
+                deadline=terms.deadline,
+                end_by=terms.end_by,
+                salt=terms.salt,
+            )
+            for i, job in enumerate(self.jobs)
+        ]
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
         """(choice index, what it gained) until every choice has ended.
@@ -150,6 +163,8 @@ class Generation:
         """Abort what still runs and record how each choice ended. Idempotent."""
         if self._watcher is not None:
             self._watcher.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         for index in list(self._queued):
             self._leave_queue(index)
         for stream, job in zip(self._streams, self.jobs, strict=False):
@@ -160,6 +175,8 @@ class Generation:
 
     def _feed(self, index: int, event: TokenEvent) -> Delta:
         """Give a choice its event, and count."""
+        if event.finish is FinishReason.EXPIRED:
+            raise self._expired()
         choice = self.jobs[index].choice
         before = choice.tokens
         delta = choice.feed(event)
@@ -180,6 +197,48 @@ class Generation:
         if index in self._queued:
             self._queued.discard(index)
             self._service.admission.release(len(self.jobs[index].prompt))
+            if index < len(self._streams):
+                self._service.backlog.leave(self._streams[index].request)
+
+    # -- deadlines ------------------------------------------------------------------------------
+
+    def _check_deadline(self, requests: list[Request]) -> None:
+        """Raises `ApiError` if the first tokens will not come in time, or the time is over."""
+        service, deadline = self._service, self._terms.deadline
+        self.forecast = service.backlog.first_token_seconds(requests, self._samples)
+        if deadline is None:
+            return
+        left = deadline - service.clock()
+        if left <= 0:
+            raise self._expired()
+        # Alone it is tried whatever the forecast: what is never computed corrects no forecast.
+        if self.forecast is None or self.forecast <= left or service.backlog.is_idle:
+            return
+        service.admission.rejections["deadline_unmeetable"] += 1
+        service.metrics.deadline_misses["refused"] += 1
+        raise unmeetable(self.forecast, left)
+
+    def _set_timer(self) -> None:
+        """The engine drops what is late; this is for when there is none, or it is slow to say."""
+        times = [self._terms.end_by, self._terms.deadline if self._queued else None]
+        due = min((t for t in times if t is not None), default=None)
+        if due is not None:
+            delay = max(due - self._service.clock(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._on_time)
+
+    def _on_time(self) -> None:
+        end_by = self._terms.end_by
+        if self._queued or (end_by is not None and self._service.clock() >= end_by):
+            for stream in self._streams:
+                stream.cancel(FinishReason.EXPIRED)
+        else:
+            self._set_timer()
+
+    def _expired(self) -> ApiError:
+        self._service.metrics.deadline_misses["unserved" if self._queued else "timeout"] += 1
+        end_by = self._terms.end_by
+        over = end_by is not None and self._service.clock() >= end_by
+        return expired(TIMEOUT_HEADER if over else TTFT_HEADER)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

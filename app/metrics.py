@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from app.service import Engine
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
-_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
+_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "deadline_unmeetable")
+# Refused by forecast; dropped without a first token; ended on the way.
+_DEADLINE_MISSES = ("refused", "unserved", "timeout")
 
 
 class Metrics(Collector):
@@ -47,6 +49,7 @@ class Metrics(Collector):
         self.cached_tokens = 0
         self.generation_tokens = 0
         self.finished: Counter[str] = Counter()
+        self.deadline_misses: Counter[str] = Counter()  # of HTTP requests, by what became of them
         self._clock = clock
         self._labels = {"model_name": model_name, "engine": "0"}
         # By request id: arrival until the first token, then the times of first and last token.
@@ -162,7 +165,7 @@ class Metrics(Collector):
         by_reason = {"capacity": stats.waiting, "deferred": 0}
         yield self._by(
             GaugeMetricFamily,
-            "num_requests_waiting_by_reason",
+            "vllm:num_requests_waiting_by_reason",
             "Why they wait.",
             "reason",
             by_reason,
@@ -196,12 +199,14 @@ class Metrics(Collector):
             yield family
         finished = {reason: self.finished[reason] for reason in _FINISH_REASONS}
         yield self._by(
-            CounterMetricFamily, "request_success", "Ended.", "finished_reason", finished
+            CounterMetricFamily, "vllm:request_success", "Ended.", "finished_reason", finished
+        )
+        missed = {reason: self.deadline_misses[reason] for reason in _DEADLINE_MISSES}
+        yield self._by(
+            CounterMetricFamily, "slipstream_deadline_misses", "Too late.", "reason", missed
         )
         rejected = {reason: rejections[reason] for reason in _REJECTIONS}
-        yield self._by(
-            CounterMetricFamily, "admission_rejections", "Refused with 429.", "reason", rejected
-        )
+        yield self._by(CounterMetricFamily, "vllm:admission_rejections", "429.", "reason", rejected)
 
     def _gauge(self, name: str, help: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"vllm:{name}", help, labels=list(self._labels))
@@ -216,7 +221,7 @@ class Metrics(Collector):
         label: str,
         values: dict[str, int],
     ) -> Metric:
-        family = kind(f"vllm:{name}", help, labels=[*self._labels, label])
+        family = kind(name, help, labels=[*self._labels, label])
         for key, value in values.items():
             family.add_metric([*self._labels.values(), key], value)
         return family

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import re
+import time
 from collections.abc import Sequence
 from uuid import uuid4
 
@@ -21,7 +22,10 @@ _SAFE_ID = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 class RequestId:
-    """Gives back the client's `X-Request-Id`, or one of our own, with every response."""
+    """Gives back the client's `X-Request-Id`, or one of our own, with every response.
+
+    It sees a request first, so it notes when that was.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,7 +36,7 @@ class RequestId:
             return
         asked = Headers(scope=scope).get("x-request-id", "")
         request_id = asked if _SAFE_ID.fullmatch(asked) else uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, arrival=time.monotonic())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from app.admission import Admission
@@ -20,6 +20,7 @@ from app.errors import ApiError, engine_error
 from app.pool_inputs import Encoded
 from app.pool_metrics import PoolMetrics
 from app.pool_tokenizer import PoolTokenizer
+from app.terms import TIMEOUT_HEADER, end_by, expired
 from batching.core.types import EngineStats, PoolRequest, PoolResult
 from batching.engine.pool_client import PoolCall, PoolError
 from batching.worker.pool_protocol import PoolCapabilities
@@ -83,19 +84,23 @@ class PoolModel:
             return "scores pairs of texts (/score, /rerank, /classify)"
         return "classifies texts (/classify)"
 
-    async def compute(self, texts: Sequence[Encoded], receive: Receive) -> Numbers:
+    async def compute(self, texts: Sequence[Encoded], request: Request) -> Numbers:
         """Float32 [texts, size]. Whatever happens, nothing stays submitted.
 
-        Raises `ApiError` (no room, or the engine failed), `EngineDeadError`, and
+        Raises `ApiError` (no room, too late, or the engine failed), `EngineDeadError`, and
         `ClientDisconnect` when nobody listens any more.
         """
+        end = end_by(request)
         tokens = sum(len(text.ids) for text in texts)
         self.admission.admit([tokens], self.engine.stats)
-        call = watcher = None
+        call = watcher = timer = None
         reason = "error"
         try:
             call = self.engine.submit(self._requests(texts))
-            watcher = asyncio.create_task(_watch(call, receive))
+            watcher = asyncio.create_task(_watch(call, request.receive))
+            if end is not None:
+                delay, error = max(end - self.clock(), 0.0), expired(TIMEOUT_HEADER)
+                timer = asyncio.get_running_loop().call_later(delay, call.fail, error)
             results = await call.results()
             reason = "stop"
             self.metrics.prompt_tokens += tokens
@@ -112,6 +117,8 @@ class PoolModel:
         finally:
             if watcher is not None:
                 watcher.cancel()
+            if timer is not None:
+                timer.cancel()
             if call is not None:
                 call.cancel()
             self.metrics.ended([len(text.ids) for text in texts], reason)

@@ -129,7 +129,7 @@ async def _score(
         return encoder.texts(first, most[0]) + encoder.texts(second, most[1])
 
     texts = await prepare(work, body_bytes)
-    numbers = await model.compute(texts, request.receive)
+    numbers = await model.compute(texts, request)
     if is_cross_encoder:
         logits = numbers[:, 0].astype(np.float64)
         activation = model.capabilities.activation if fields.use_activation else "identity"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from app.admission import Admission
+from app.backlog import Backlog
 from app.errors import ApiError, no_such_model
 from app.metrics import Metrics
 from app.responses.store import ResponseStore
@@ -51,6 +52,7 @@ class Service:
     defaults: SamplingDefaults
     metrics: Metrics
     admission: Admission
+    backlog: Backlog
     grammars: GrammarCompiler
     responses: ResponseStore
     others: dict[str, str] = field(default_factory=dict)  # models beside it, and what they do
@@ -64,8 +66,12 @@ class Service:
         engine: Engine,
         capabilities: Capabilities,
         metrics: Metrics,
+        policy: str = "fcfs",
     ) -> Service:
-        """Read the model folder's text side. Raises `TokenizerError`."""
+        """Read the model folder's text side. Raises `TokenizerError`.
+
+        `policy` is the engine's, by which the backlog is ordered.
+        """
         folder = Path(capabilities.model)
         tokenizer = Tokenizer.load(folder)
         try:
@@ -74,7 +80,10 @@ class Service:
         except (ValueError, LookupError) as error:  # not JSON, not UTF-8, or not of the right type
             message = f"cannot read the chat template or generation config of {folder}: {error}"
             raise TokenizerError(message) from error
-        admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
+        backlog = Backlog(engine, capabilities, policy)
+        admission = Admission(
+            settings.max_queued_requests, settings.max_queued_tokens, backlog.drain_seconds
+        )
         metrics.serve(capabilities, engine, admission)
         return cls(
             settings=settings,
@@ -87,6 +96,7 @@ class Service:
             defaults=defaults,
             metrics=metrics,
             admission=admission,
+            backlog=backlog,
             grammars=GrammarCompiler(capabilities, settings.max_grammar_bytes),
             responses=ResponseStore(settings.response_store, settings.max_stored_responses),
         )

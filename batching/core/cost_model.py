@@ -12,7 +12,9 @@ import math
 
 import msgspec
 
-from batching.core.types import StepPlan
+from batching.core.types import Coefficients, StepPlan
+
+__all__ = ["Coefficients", "CostModel", "CostState", "StepFeatures"]
 
 
 class StepFeatures(msgspec.Struct, frozen=True, array_like=True):
@@ -33,17 +35,6 @@ class StepFeatures(msgspec.Struct, frozen=True, array_like=True):
             sum(s.start + s.count for s in plan.sequences),
             sum(s.count * (2 * s.start + s.count) // 2 for s in prefills),
         )
-
-
-class Coefficients(msgspec.Struct, frozen=True, array_like=True):
-    """Seconds per unit of each term. The defaults are the prior: a mid-sized model somewhere
-    between a laptop and a data-centre GPU, good for a factor of a hundred either way."""
-
-    step: float = 5e-3
-    prefill_token: float = 2e-5
-    sequence: float = 5e-5
-    context_token: float = 2e-8
-    prefill_pair: float = 2e-9
 
 
 class CostState(msgspec.Struct, frozen=True):

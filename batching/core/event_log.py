@@ -36,6 +36,12 @@ class Aborted(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
     id: str
 
 
+class Expired(msgspec.Struct, frozen=True, array_like=True, tag="expire"):
+    """A call of `expire` that ended requests."""
+
+    now: float
+
+
 class Planned(msgspec.Struct, frozen=True, array_like=True, tag="plan"):
     """A call of `plan` and what it returned."""
 
@@ -50,7 +56,7 @@ class Committed(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
     result: StepResult
 
 
-Line = Started | Added | Aborted | Planned | Committed
+Line = Started | Added | Aborted | Expired | Planned | Committed
 
 
 class ReplayError(ValueError):
@@ -89,6 +95,13 @@ class RecordingScheduler(Scheduler):
         self._record(Aborted(now, request_id))
         return event
 
+    def expire(self, now: float) -> list[TokenEvent]:
+        """As `Scheduler.expire`."""
+        events = super().expire(now)
+        if events:
+            self._record(Expired(now))
+        return events
+
     def plan(self, now: float) -> StepPlan | None:
         """As `Scheduler.plan`."""
         plan = super().plan(now)
@@ -125,6 +138,8 @@ def replay(lines: Iterable[bytes]) -> Iterator[StepPlan]:
                 scheduler.add(request, now)
             case Aborted(now, request_id):
                 scheduler.abort(request_id, now)
+            case Expired(now):
+                scheduler.expire(now)
             case Committed(now, result):
                 scheduler.commit(result, now)
             case Planned(now, logged):

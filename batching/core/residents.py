@@ -40,6 +40,15 @@ class Residents:
         self._profile: tuple[int, list[tuple[int, int]]] = (-1, [])  # of running, at a step
         self._refused: tuple[Sequence, int] | None = None  # head without room; when to retry
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the queue's head, when last tried, lacked a slot or blocks."""
+        return not self._slots or self._refused is not None
+
+    def expected_output(self) -> float:
+        """Tokens that the running sequences will probably still generate, all together."""
+        return self.output_forecast.share * self._growth_limit * self._limits.block_size
+
     def admit(self, head: Sequence, step: int) -> int | None:
         """Move the queue's head into a slot, with blocks for all its tokens, if there is room.
 

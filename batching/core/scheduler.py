@@ -1,4 +1,4 @@
-"""The scheduler: `add · abort · plan · commit`; nothing else changes its state.
+"""The scheduler: `add · abort · expire · plan · commit`; nothing else changes its state.
 
 One rule (after vLLM V1): there is no prefill and no decode phase; every running sequence has
 computed tokens that catch up with its tokens within the step's budget. Prefix-cache hits,
@@ -27,6 +27,7 @@ from batching.core.draft import Draft
 from batching.core.policy import WaitingQueue
 from batching.core.residents import Residents
 from batching.core.sequence import Sequence
+from batching.core.totals import Totals
 from batching.core.types import (
     EngineStats,
     FinishReason,
@@ -38,17 +39,6 @@ from batching.core.types import (
     TokenEvent,
     TokenLogprobs,
 )
-
-
-class _Totals:
-    """Counters behind `EngineStats`."""
-
-    __slots__ = ("forecast", "forward_seconds", "generated", "prompt", "step_seconds",
-                 "step_tokens", "steps")  # fmt: skip
-
-    def __init__(self) -> None:
-        self.steps = self.step_tokens = self.prompt = self.generated = 0
-        self.step_seconds = self.forward_seconds = self.forecast = 0.0
 
 
 class Scheduler:
@@ -75,7 +65,8 @@ class Scheduler:
         self._in_flight: deque[Draft] = deque()
         self._serial = 0
         self._planned = 0
-        self._totals = _Totals()
+        self._totals = Totals()
+        self._next_expiry = math.inf  # no deadline passes before
 
     @property
     def has_work(self) -> bool:
@@ -113,6 +104,7 @@ class Scheduler:
         self._serial += 1
         self._sequences[request.id] = sequence
         self._waiting.join(sequence)
+        self._next_expiry = min(self._next_expiry, sequence.expiry)
 
     def abort(self, request_id: str, now: float) -> TokenEvent | None:
         """End a request early. None if it is unknown (or has ended already)."""
@@ -121,6 +113,16 @@ class Scheduler:
             return None
         self._remove(sequence)
         return self._event(sequence, now, finish=FinishReason.ABORT)
+
+    def expire(self, now: float) -> list[TokenEvent]:
+        """End requests whose deadline has passed. O(1) unless one may have."""
+        if now < self._next_expiry:
+            return []
+        late = [s for s in self._sequences.values() if s.expiry <= now]
+        for sequence in late:
+            self._remove(sequence)
+        self._next_expiry = min((s.expiry for s in self._sequences.values()), default=math.inf)
+        return [self._event(s, now, finish=FinishReason.EXPIRED) for s in late]
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step; None if there is nothing to do until a commit or an `add`.
@@ -133,6 +135,7 @@ class Scheduler:
         draft = Draft(self._planned)
         prefills = self._plan_decodes(draft)
         self._plan_prefills(draft, prefills, now)
+        self._totals.count_prefills(prefills)
         if not draft.sequences:
             return None
         plan = draft.seal()
@@ -154,7 +157,8 @@ class Scheduler:
             raise IntegrityError(f"step {result.step} samples {draft.samples} tokens")
         self._in_flight.popleft()
         self._residents.committed = result.step
-        self._count_step(draft, result)
+        self.cost_model.update(draft.features(), result.seconds)
+        self._totals.count_step(draft, result)
         events: list[TokenEvent] = []
         shares = draft.plan.sequences
         samples = zip(result.tokens, result.logprobs or (None,) * draft.samples, strict=True)
@@ -173,23 +177,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Gauges and totals as of now."""
-        totals, residents, pool = self._totals, self._residents, self._residents.pool
-        return EngineStats(
-            running=len(residents.running),
-            waiting=len(self._waiting),
-            blocks_total=pool.num_blocks,
-            blocks_used=pool.num_blocks - pool.free,
-            steps=totals.steps,
-            step_tokens=totals.step_tokens,
-            step_seconds=totals.step_seconds,
-            forward_seconds=totals.forward_seconds,
-            prompt_tokens=totals.prompt,
-            generation_tokens=totals.generated,
-            prefix_queries=residents.queries,
-            prefix_hits=residents.hits,
-            preemptions=residents.preemptions,
-            predicted_step_seconds=totals.forecast,
-        )
+        return self._totals.stats(self._residents, self._waiting, self.cost_model, self.limits)
 
     def check_integrity(self) -> None:
         """Verify the books of blocks, slots and sequences. O(blocks + sequences).
@@ -246,7 +234,7 @@ class Scheduler:
         queue = deque(sorted(prefills, key=self._waiting.rank))
         first = True
         while room > 0:
-            sequence = self._next_prefill(queue, draft, now)
+            sequence = self._next_prefill(queue, prefills, draft, now)
             if sequence is None:
                 return
             count = self._chunk(sequence, room, slack, first)
@@ -258,13 +246,17 @@ class Scheduler:
             draft.place(sequence, count, ())
             self._residents.register(sequence)
 
-    def _next_prefill(self, queue: deque[Sequence], draft: Draft, now: float) -> Sequence | None:
+    def _next_prefill(
+        self, queue: deque[Sequence], prefills: list[Sequence], draft: Draft, now: float
+    ) -> Sequence | None:
+        """The first of `queue`, or whoever waits and comes before; `prefills` gains that one."""
         head = self._waiting.head()
         if head is not None and not draft.shortage:
             rank = self._waiting.rank
             if not queue or rank(head) < rank(queue[0]):
                 hits = self._residents.admit(head, self._planned)
                 if hits is not None:
+                    prefills.append(head)
                     if not head.preemptions:
                         head.scheduled = now
                         self._waiting.charge(head, len(head.tokens) - hits)
@@ -366,12 +358,3 @@ class Scheduler:
             self._residents.evict(sequence)
         self._waiting.leave(sequence)
         del self._sequences[sequence.id]
-
-    def _count_step(self, draft: Draft, result: StepResult) -> None:
-        self.cost_model.update(draft.features(), result.seconds)
-        totals = self._totals
-        totals.steps += 1
-        totals.step_tokens = draft.plan.token_count
-        totals.step_seconds = result.seconds
-        totals.forward_seconds += result.seconds
-        totals.forecast = draft.forecast

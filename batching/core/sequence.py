@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from batching.core.blocks import Parent
 from batching.core.types import Limits, Request, Timing
 
@@ -61,6 +63,15 @@ class Sequence:
         self.first_token = 0.0
         self.first_token_known = False
         self.preemptions = 0
+
+    @property
+    def expiry(self) -> float:
+        """When it is of no use any more, if it has come no further."""
+        request = self.request
+        end = math.inf if request.end_by is None else request.end_by
+        if self.first_token_known or request.generated or request.deadline is None:
+            return end
+        return min(end, request.deadline)
 
     def todo(self) -> int:
         """Tokens to compute now for the sequence to catch up."""

@@ -20,6 +20,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # `max_tokens` or the model's context was reached, or a grammar gave up
     ABORT = "abort"  # the client went away
     ERROR = "error"  # the engine could not serve it; `TokenEvent.error` says why
+    EXPIRED = "expired"  # its deadline passed
 
 
 class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,7 +71,8 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     arrival: float
     priority: int = 0  # lower runs first
     tenant: str = ""
-    deadline: float | None = None  # latest useful time of the first token
+    deadline: float | None = None  # latest useful time of the first token; then it is dropped
+    end_by: float | None = None  # latest useful time of the last token, likewise
     salt: bytes = b""  # prefix-cache blocks are shared only between equal salts
     generated: list[int] = []
 
@@ -205,6 +207,30 @@ class PoolResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finished: float
 
 
+class Coefficients(msgspec.Struct, frozen=True, array_like=True):
+    """What a step costs (see `cost_model`): seconds per unit of each term. The defaults are the
+    prior: a mid-sized model somewhere between a laptop and a data-centre GPU, good for a factor of
+    a hundred either way."""
+
+    step: float = 5e-3
+    prefill_token: float = 2e-5
+    sequence: float = 5e-5
+    context_token: float = 2e-8
+    prefill_pair: float = 2e-9
+
+
+class Outlook(msgspec.Struct, frozen=True, array_like=True):
+    """What the scheduler knows of the steps to come; `forecast` makes times of it."""
+
+    cost: Coefficients
+    decode_seconds: float  # of the next step without prefill
+    prefill_seconds: float  # that prefill may add to a step with decodes
+    prefilling: int  # running sequences without all of their prompt
+    prefilled_tokens: int  # that these have computed
+    output_tokens: float  # that all running sequences will probably still generate
+    blocked: bool  # whoever waits lacks a slot or blocks
+
+
 class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     """The scheduler's gauges and running totals after a step. Totals only grow."""
 
@@ -222,6 +248,7 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     prefix_hits: int = 0  # tokens found
     preemptions: int = 0
     predicted_step_seconds: float = 0.0  # the cost model's forecast of the last step
+    outlook: Outlook | None = None  # None: too few steps were measured
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -66,7 +66,7 @@ class EngineLoop:
         """Take in what arrived, advance by at most one step, and report what happened."""
         busy = bool(self._in_flight) or self._scheduler.has_work
         submits = self._receive(0.0 if busy else HEARTBEAT_SECONDS)
-        events = self._take_in(submits)
+        events = self._take_in(submits) + self._scheduler.expire(self._clock())
         committed = self._step()
         if not (busy or submits):
             self._scheduler.check_integrity()  # idle is the time to look for leaks

@@ -49,10 +49,10 @@ class RequestStream:
         event, self._pending = self._pending, None
         return event
 
-    def cancel(self) -> None:
+    def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
         """Abort the request and end the stream. Idempotent; harmless after the end."""
         if not self._finished:
-            self.push(TokenEvent(self.request.id, finish=FinishReason.ABORT))
+            self.push(TokenEvent(self.request.id, finish=reason))
             self._abort(self.request.id)
 
     def push(self, event: TokenEvent) -> None:

@@ -166,6 +166,7 @@ async def make_server(capabilities: Capabilities) -> AsyncIterator[MakeServer]:
         server.service.responses.close()
         assert server.engine.running == 0
         assert (server.service.admission.requests, server.service.admission.tokens) == (0, 0)
+        assert (server.service.backlog._waiting, server.service.backlog._tokens) == ({}, 0)
 
 
 MakeTurnServer = Callable[..., Server]

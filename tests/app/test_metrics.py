@@ -173,6 +173,9 @@ async def test_full_queue(make_server: MakeServer) -> None:
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == "max_num_queued_tokens"
     assert refused.json()["error"]["type"] == "rate_limit_error"
+    message = refused.json()["error"]["message"]
+    assert "at most 8 prompt tokens" in message, "the limit and its value"
+    assert "1 requests with 3 prompt tokens wait now" in message, "the present load"
     assert refused.headers["retry-after"] == "6"  # 3 queued tokens at half a token per second
     waiting.append(asyncio.create_task(server.post("/v1/completions", prompt=[70])))
     await asyncio.sleep(0.01)

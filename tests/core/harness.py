@@ -17,6 +17,8 @@ from batching.core.types import (
 )
 from tests.core.fake_worker import FakeWorker, next_token
 
+ENDED_EARLY = (FinishReason.ABORT, FinishReason.EXPIRED)
+
 
 def limits(**changes: object) -> Limits:
     """Small limits that nothing but the test's own changes presses on."""
@@ -84,6 +86,15 @@ class Harness:
         self.scheduler.check_integrity()
         return event
 
+    def expire(self) -> list[TokenEvent]:
+        """As the engine's loop does before each plan."""
+        events = self.scheduler.expire(self.now)
+        for event in events:
+            assert event.finish is FinishReason.EXPIRED
+            self._receive(event)
+        self.scheduler.check_integrity()
+        return events
+
     def plan(self) -> StepPlan | None:
         """Plan a step and execute it; its result waits for `commit`."""
         plan = self.scheduler.plan(self.now)
@@ -107,8 +118,10 @@ class Harness:
 
     def step(self) -> list[TokenEvent]:
         """Plan as far ahead as allowed, then commit one step."""
-        while len(self.results) <= self.limits.overlap and self.plan() is not None:
-            pass
+        while len(self.results) <= self.limits.overlap:
+            self.expire()
+            if self.plan() is None:
+                break
         return self.commit() if self.results else []
 
     def drain(self) -> None:
@@ -135,7 +148,7 @@ class Harness:
         """The ended request got exactly what the model says, once, in order."""
         request, events = self.requests[id], self.events[id]
         tokens, finish = expected(request, self.limits)
-        if events[-1].finish is FinishReason.ABORT:
+        if events[-1].finish in ENDED_EARLY:
             assert self.tokens(id) == tokens[: len(self.tokens(id))]
             return
         assert self.tokens(id) == tokens
@@ -148,7 +161,7 @@ class Harness:
         assert not events or events[-1].finish is None, "an event after the last"
         assert event.tokens or event.prompt_logprobs or event.finish is not None, "no news"
         assert (event.timing is None) == (event.finish is None)
-        ended_unscheduled = event.finish is FinishReason.ABORT and not events
+        ended_unscheduled = event.finish in ENDED_EARLY and not events
         if not ended_unscheduled:
             assert (event.cached_tokens is None) == bool(events)
         events.append(event)

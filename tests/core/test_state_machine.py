@@ -53,16 +53,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         params=any_params(),
         salt=st.sampled_from([b"", b"", b"x"]),
         rank=st.integers(0, 2),
+        seconds=st.sampled_from([None, None, 0.02, 0.1]),
     )
     def add(
         self, prefix: list[int], rest: list[int], generated: int, params: SamplingParams,
-        salt: bytes, rank: int,
+        salt: bytes, rank: int, seconds: float | None,
     ) -> None:  # fmt: skip
         harness, prompt = self.harness, [*prefix, *rest]
         deadline = harness.now + 1.0 if rank == 0 else None
+        end_by = None if seconds is None else harness.now + seconds
         request = Request(
             id=str(self.added), prompt=prompt, params=params, arrival=harness.now, priority=rank,
-            tenant=str(rank), deadline=deadline, salt=salt,
+            tenant=str(rank), deadline=deadline, end_by=end_by, salt=salt,
             generated=[0] * min(generated, params.max_tokens),
         )  # fmt: skip
         length = len(prompt) + len(request.generated)
