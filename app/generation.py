@@ -171,6 +171,9 @@ class Generation:
             stream.cancel()
             reason = job.choice.finish or self._ending.value
             self._service.metrics.request_ended(stream.request, reason, job.choice.tokens)
+        if self._streams:
+            counts = [job.choice.tokens for job in self.jobs]
+            self._service.metrics.generation_ended(counts, self._samples)
         self._streams = []
 
     def _feed(self, index: int, event: TokenEvent) -> Delta:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client.metrics_core import HistogramMetricFamily
 
@@ -23,6 +23,11 @@ REQUEST_EDGES = (
 )
 STEP_TOKEN_EDGES = tuple(float(1 << i) for i in range(15))
 N_EDGES = (1.0, 2.0, 5.0, 10.0, 20.0)
+# How far forecasts are off, in seconds.
+ERROR_EDGES = (
+    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+    *(10.0, 20.0, 60.0),
+)
 
 
 def length_edges(limit: int) -> tuple[float, ...]:
@@ -49,7 +54,7 @@ class Histogram:
         self._counts[bisect_left(self._edges, value)] += times
         self._sum += value * times
 
-    def family(self, labels: dict[str, str]) -> HistogramMetricFamily:
+    def family(self, labels: Mapping[str, str]) -> HistogramMetricFamily:
         """As the Prometheus client exposes it."""
         total, buckets = 0, []
         for edge, count in zip((*self._edges, float("inf")), self._counts, strict=True):
@@ -58,3 +63,27 @@ class Histogram:
         family = HistogramMetricFamily(self.name, self._help, labels=list(labels))
         family.add_metric(list(labels.values()), buckets, self._sum)
         return family
+
+
+class SplitHistogram:
+    """One histogram for each value of a label."""
+
+    def __init__(
+        self, name: str, help: str, edges: Sequence[float], label: str, values: Sequence[str]
+    ) -> None:
+        self._label = label
+        self._parts = {value: Histogram(name, help, edges) for value in values}
+
+    def observe(self, part: str, value: float) -> None:
+        """Count `value` where the label is `part`."""
+        self._parts[part].observe(value)
+
+    def family(self, labels: Mapping[str, str]) -> HistogramMetricFamily:
+        """As the Prometheus client exposes it."""
+        first, *others = (
+            histogram.family({**labels, self._label: part})
+            for part, histogram in self._parts.items()
+        )
+        for other in others:
+            first.samples += other.samples
+        return first

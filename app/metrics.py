@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from app.engine_metrics import StepMetrics, engine_families, load_ratio, stage_family
+from app.families import Families
 from app.histogram import (
     INTER_TOKEN_EDGES,
     N_EDGES,
     REQUEST_EDGES,
-    STEP_TOKEN_EDGES,
     TTFT_EDGES,
     Histogram,
     length_edges,
@@ -51,18 +51,16 @@ class Metrics(Collector):
         self.finished: Counter[str] = Counter()
         self.deadline_misses: Counter[str] = Counter()  # of HTTP requests, by what became of them
         self._clock = clock
-        self._labels = {"model_name": model_name, "engine": "0"}
+        self._families = Families(model_name)
+        self._steps = StepMetrics()
         # By request id: arrival until the first token, then the times of first and last token.
         self._arrivals: dict[str, float] = {}
         self._firsts: dict[str, float] = {}
         self._last: dict[str, float] = {}
-        self._step = 0
         self.capabilities: Capabilities | None = None
         self._engine: Engine | None = None
         self._admission: Admission | None = None
         self._make_histograms(max_model_len=1 << 20)
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     def _make_histograms(self, max_model_len: int) -> None:
         lengths = length_edges(max_model_len)
@@ -81,9 +79,11 @@ class Metrics(Collector):
         self._prefill = make("request_prefill_time_seconds", "First step to token.", seconds)
         self._decode = make("request_decode_time_seconds", "First token to last.", seconds)
         self._inference = make("request_inference_time_seconds", "First step to end.", seconds)
-        self._step_tokens = make("iteration_tokens_total", "Tokens per step.", STEP_TOKEN_EDGES)
         self._prompt_lengths = make("request_prompt_tokens", "Prompt tokens.", lengths)
         self._output_lengths = make("request_generation_tokens", "Generated tokens.", lengths)
+        self._longest = make(
+            "request_max_num_generation_tokens", "Of a prompt's longest sample.", lengths
+        )
         self._max_tokens = make("request_params_max_tokens", "Asked max_tokens.", lengths)
         self._n = make("request_params_n", "Asked n.", N_EDGES)
         self._histograms = [v for v in vars(self).values() if isinstance(v, Histogram)]
@@ -120,6 +120,11 @@ class Metrics(Collector):
         if tokens > 1:
             self._tpot.observe((last - first) / (tokens - 1))
 
+    def generation_ended(self, counts: Sequence[int], samples: int) -> None:
+        """All sequences of an HTTP request have; they come in groups with the same prompt."""
+        for i in range(0, len(counts), samples):
+            self._longest.observe(max(counts[i : i + samples]))
+
     def on_step(self, output: StepOutput) -> None:
         """Time the tokens of one engine step."""
         now = self._clock()
@@ -135,9 +140,7 @@ class Metrics(Collector):
                     self._ttft.observe(now - arrival)
             if event.timing is not None:
                 self._observe_timing(event.timing)
-        if output.stats.steps != self._step:
-            self._step = output.stats.steps
-            self._step_tokens.observe(output.stats.step_tokens)
+        self._steps.on_step(output.stats)
 
     def _observe_timing(self, timing: Timing) -> None:
         if timing.scheduled:
@@ -146,89 +149,84 @@ class Metrics(Collector):
         if timing.first_token:
             self._prefill.observe(timing.first_token - timing.scheduled)
 
-    def exposition(self) -> bytes:
-        """The text format that Prometheus scrapes."""
-        return generate_latest(self._registry)
-
     def collect(self) -> Iterator[Metric]:
         """All families, read now."""
         stats = EngineStats() if self._engine is None else self._engine.stats
         yield from self._gauges(stats)
         yield from self._counters(stats)
         for histogram in self._histograms:
-            yield histogram.family(self._labels)
+            yield histogram.family(self._families.labels)
+        yield from self._steps.families(self._families.labels)
+        yield from self._own(stats)
 
     def _gauges(self, stats: EngineStats) -> Iterator[Metric]:
+        families = self._families
         usage = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
-        yield self._gauge("num_requests_running", "Requests computed now.", stats.running)
-        yield self._gauge("num_requests_waiting", "Requests not yet computed.", stats.waiting)
-        by_reason = {"capacity": stats.waiting, "deferred": 0}
-        yield self._by(
-            GaugeMetricFamily,
-            "vllm:num_requests_waiting_by_reason",
-            "Why they wait.",
-            "reason",
-            by_reason,
+        yield families.gauge("vllm:num_requests_running", "Requests computed now.", stats.running)
+        yield families.gauge(
+            "vllm:num_requests_waiting", "Requests not yet computed.", stats.waiting
         )
-        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks owned, 0 to 1.", usage)
-        if self.capabilities is not None:
-            labels = self._labels | {
-                "block_size": str(self.capabilities.block_size),
-                "num_gpu_blocks": str(self.capabilities.num_blocks),
+        by_reason = {"capacity": stats.waiting, "deferred": 0}
+        yield families.gauges(
+            "vllm:num_requests_waiting_by_reason", "Why they wait.", "reason", by_reason
+        )
+        yield families.gauge("vllm:kv_cache_usage_perc", "Share of KV blocks owned, 0 to 1.", usage)
+        if (c := self.capabilities) is not None:
+            facts = {
+                "block_size": str(c.block_size),
+                "num_gpu_blocks": str(c.num_blocks),
+                "cache_dtype": c.dtype,
             }
-            info = GaugeMetricFamily("vllm:cache_config_info", "KV cache.", labels=list(labels))
-            info.add_metric(list(labels.values()), 1)
-            yield info
+            yield families.info("vllm:cache_config_info", "The KV cache.", facts)
 
     def _counters(self, stats: EngineStats) -> Iterator[Metric]:
-        restarts = self._engine.restarts if self._engine is not None else 0
-        resumed = self._engine.resumed_streams if self._engine is not None else 0
-        rejections = self._admission.rejections if self._admission is not None else Counter()
+        families = self._families
         for name, help, value in (
-            ("vllm:prompt_tokens", "Prompt tokens of answered requests.", self.prompt_tokens),
-            ("vllm:prompt_tokens_cached", "Of these, found in the cache.", self.cached_tokens),
-            ("vllm:generation_tokens", "Generated tokens.", self.generation_tokens),
-            ("vllm:num_preemptions", "Sequences interrupted for others.", stats.preemptions),
-            ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries),
-            ("vllm:prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits),
-            ("slipstream_engine_restarts", "Engines started after one died or hung.", restarts),
-            ("slipstream_resumed_streams", "Requests continued by another engine.", resumed),
+            ("prompt_tokens", "Prompt tokens of answered requests.", self.prompt_tokens),
+            ("prompt_tokens_cached", "Of these, found in the cache.", self.cached_tokens),
+            ("generation_tokens", "Generated tokens.", self.generation_tokens),
+            ("num_preemptions", "Sequences interrupted for others.", stats.preemptions),
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits),
         ):
-            family = CounterMetricFamily(name, help, labels=list(self._labels))
-            family.add_metric(list(self._labels.values()), value)
-            yield family
+            yield families.counter(f"vllm:{name}", help, value)
         finished = {reason: self.finished[reason] for reason in _FINISH_REASONS}
-        yield self._by(
-            CounterMetricFamily, "vllm:request_success", "Ended.", "finished_reason", finished
+        yield families.counters(
+            "vllm:request_success", "Ended sequences.", "finished_reason", finished
         )
-        missed = {reason: self.deadline_misses[reason] for reason in _DEADLINE_MISSES}
-        yield self._by(
-            CounterMetricFamily, "slipstream_deadline_misses", "Too late.", "reason", missed
-        )
+        rejections = self._admission.rejections if self._admission is not None else Counter()
         rejected = {reason: rejections[reason] for reason in _REJECTIONS}
-        yield self._by(CounterMetricFamily, "vllm:admission_rejections", "429.", "reason", rejected)
+        yield families.counters(
+            "vllm:admission_rejections", "Refused with 429.", "reason", rejected
+        )
 
-    def _gauge(self, name: str, help: str, value: float) -> Metric:
-        family = GaugeMetricFamily(f"vllm:{name}", help, labels=list(self._labels))
-        family.add_metric(list(self._labels.values()), value)
-        return family
+    def _own(self, stats: EngineStats) -> Iterator[Metric]:
+        engine, capabilities = self._engine, self.capabilities
+        phases = capabilities.phases if capabilities is not None else {}
+        restarts = engine.restarts if engine is not None else 0
+        resumed = engine.resumed_streams if engine is not None else 0
+        yield from engine_families(self._families, stats, phases, restarts, resumed)
+        yield stage_family(self._families, stats)
+        slots = capabilities.max_sequences if capabilities is not None else 1
+        yield self._families.gauge(
+            "slipstream_load_ratio", "Demand by capacity; above 1 some wait.",
+            load_ratio(stats, slots),
+        )  # fmt: skip
+        missed = {reason: self.deadline_misses[reason] for reason in _DEADLINE_MISSES}
+        yield self._families.counters(
+            "slipstream_deadline_misses", "Requests that were not served in time.", "reason", missed
+        )
 
-    def _by(
-        self,
-        kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
-        name: str,
-        help: str,
-        label: str,
-        values: dict[str, int],
-    ) -> Metric:
-        family = kind(name, help, labels=[*self._labels, label])
-        for key, value in values.items():
-            family.add_metric([*self._labels.values(), key], value)
-        return family
+
+def exported_families() -> list[Metric]:
+    """Every family of `/metrics`, with samples."""
+    metrics = Metrics("")
+    metrics.capabilities = Capabilities(
+        "", "", 1, 1, 1, 1, 1, 1, "", "", "", phases={"weights": 0.0}
+    )
+    return list(metrics.collect())
 
 
 def exported_names() -> list[str]:
     """Every sample name of `/metrics`, as dashboards refer to it, in order, without repeats."""
-    metrics = Metrics("")
-    metrics.capabilities = Capabilities("", "", 1, 1, 1, 1, 1, 1, "", "", "")
-    return list(dict.fromkeys(s.name for family in metrics.collect() for s in family.samples))
+    return list(dict.fromkeys(s.name for family in exported_families() for s in family.samples))

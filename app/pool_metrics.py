@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from app.engine_metrics import engine_families
+from app.families import Families
 from app.histogram import REQUEST_EDGES, STEP_TOKEN_EDGES, Histogram, length_edges
 from batching.core.types import PoolRequest, PoolResult
+from batching.worker.pool_protocol import PoolCapabilities
 
 if TYPE_CHECKING:
     from app.admission import Admission
@@ -31,7 +34,8 @@ class PoolMetrics(Collector):
         self.model_name = model_name
         self.prompt_tokens = 0
         self.finished: Counter[str] = Counter()
-        self._labels = {"model_name": model_name, "engine": "0"}
+        self._families = Families(model_name)
+        self._phases: Mapping[str, float] = {}
         self._engine: PoolEngine | None = None
         self._admission: Admission | None = None
         self._make_histograms(1 << 20)
@@ -49,10 +53,13 @@ class PoolMetrics(Collector):
         )
         self._histograms = [v for v in vars(self).values() if isinstance(v, Histogram)]
 
-    def serve(self, engine: PoolEngine, admission: Admission, max_model_len: int) -> None:
+    def serve(
+        self, engine: PoolEngine, admission: Admission, capabilities: PoolCapabilities
+    ) -> None:
         """From now on there is an engine to read gauges from."""
         self._engine, self._admission = engine, admission
-        self._make_histograms(max_model_len)
+        self._phases = capabilities.phases
+        self._make_histograms(capabilities.max_model_len)
 
     def ended(self, lengths: Sequence[int], reason: str) -> None:
         """The texts of a call have ended."""
@@ -70,33 +77,23 @@ class PoolMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families, read now."""
-        engine, admission = self._engine, self._admission
+        engine, admission, families = self._engine, self._admission, self._families
         running, waiting = engine.counts() if engine is not None else (0, 0)
-        yield self._gauge("vllm:num_requests_running", "Texts computed now.", running)
-        yield self._gauge("vllm:num_requests_waiting", "Texts not yet computed.", waiting)
-        for name, help, value in (
-            ("vllm:prompt_tokens", "Tokens of answered texts.", self.prompt_tokens),
-            ("slipstream_engine_restarts", "Engines restarted.", engine.restarts if engine else 0),
-            ("slipstream_resumed_streams", "Resumed.", engine.resumed_streams if engine else 0),
-        ):
-            counter = CounterMetricFamily(name, help, labels=list(self._labels))
-            counter.add_metric(list(self._labels.values()), value)
-            yield counter
+        yield families.gauge("vllm:num_requests_running", "Texts computed now.", running)
+        yield families.gauge("vllm:num_requests_waiting", "Texts not yet computed.", waiting)
+        yield families.counter(
+            "vllm:prompt_tokens", "Tokens of answered texts.", self.prompt_tokens
+        )
         finished = {reason: self.finished[reason] for reason in _FINISH_REASONS}
-        yield self._by("vllm:request_success", "Ended.", "finished_reason", finished)
+        yield families.counters("vllm:request_success", "Ended texts.", "finished_reason", finished)
         rejections = admission.rejections if admission is not None else Counter()
         rejected = {reason: rejections[reason] for reason in _REJECTIONS}
-        yield self._by("vllm:admission_rejections", "Refused with 429.", "reason", rejected)
+        yield families.counters(
+            "vllm:admission_rejections", "Refused with 429.", "reason", rejected
+        )
         for histogram in self._histograms:
-            yield histogram.family(self._labels)
-
-    def _gauge(self, name: str, help: str, value: float) -> Metric:
-        family = GaugeMetricFamily(name, help, labels=list(self._labels))
-        family.add_metric(list(self._labels.values()), value)
-        return family
-
-    def _by(self, name: str, help: str, label: str, values: dict[str, int]) -> Metric:
-        family = CounterMetricFamily(name, help, labels=[*self._labels, label])
-        for key, value in values.items():
-            family.add_metric([*self._labels.values(), key], value)
-        return family
+            yield histogram.family(families.labels)
+        if engine is not None:
+            yield from engine_families(
+                families, engine.stats, self._phases, engine.restarts, engine.resumed_streams
+            )

@@ -69,7 +69,7 @@ class PoolModel:
     ) -> PoolModel:
         """Read the model folder's tokenizer. Raises `TokenizerError`."""
         admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
-        metrics.serve(engine, admission, capabilities.max_model_len)
+        metrics.serve(engine, admission, capabilities)
         tokenizer = PoolTokenizer.load(Path(capabilities.model))
         return cls(
             settings, engine, capabilities, metrics.model_name, tokenizer, metrics, admission

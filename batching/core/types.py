@@ -249,6 +249,14 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     preemptions: int = 0
     predicted_step_seconds: float = 0.0  # the cost model's forecast of the last step
     outlook: Outlook | None = None  # None: too few steps were measured
+    # Totals of where the engine's loop spent its time; `wait` is for the worker.
+    inbox_seconds: float = 0.0
+    plan_seconds: float = 0.0
+    submit_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    commit_seconds: float = 0.0
+    outbox_seconds: float = 0.0
+    idle_seconds: float = 0.0  # nothing to do
 
 
 class Limits(msgspec.Struct, frozen=True):

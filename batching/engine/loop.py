@@ -14,9 +14,11 @@ be planned before that token is known.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from batching.core.scheduler import Scheduler
 from batching.core.types import FinishReason, StepPlan, TokenEvent
@@ -56,6 +58,9 @@ class EngineLoop:
         self._in_flight: deque[Any] = deque()
         self._most_tokens = 0  # in a step so far
         self._slowness = 0.0  # seconds of recent steps' slowest: the cost model is slow to learn
+        # Seconds by stage, as `EngineStats` names them.
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        self._lap = clock()
 
     def run_forever(self) -> None:
         """Serve until `receive` or the worker raises."""
@@ -66,12 +71,23 @@ class EngineLoop:
         """Take in what arrived, advance by at most one step, and report what happened."""
         busy = bool(self._in_flight) or self._scheduler.has_work
         submits = self._receive(0.0 if busy else HEARTBEAT_SECONDS)
+        if not busy:
+            self._stage("idle_seconds")
         events = self._take_in(submits) + self._scheduler.expire(self._clock())
+        self._stage("inbox_seconds")
         committed = self._step()
         if not (busy or submits):
             self._scheduler.check_integrity()  # idle is the time to look for leaks
         if committed is not None or events or not busy:  # every step is a heartbeat
-            self._send(StepOutput(events + (committed or []), self._scheduler.stats()))
+            stats = msgspec.structs.replace(self._scheduler.stats(), **self._spent)
+            self._send(StepOutput(events + (committed or []), stats))
+            self._stage("outbox_seconds")
+
+    def _stage(self, name: str) -> None:
+        """Book the time since the last call."""
+        now = self._clock()
+        self._spent[name] += now - self._lap
+        self._lap = now
 
     def _take_in(self, submits: list[Submit]) -> list[TokenEvent]:
         events = []
@@ -92,15 +108,20 @@ class EngineLoop:
     def _step(self) -> list[TokenEvent] | None:
         """Plan and commit as far as overlap allows. Returns None if no step was committed."""
         plan = self._scheduler.plan(self._clock())
+        self._stage("plan_seconds")
         if plan is not None:
             self._announce(plan)
             self._in_flight.append(self._worker.submit(plan))
+            self._stage("submit_seconds")
         if plan is None and not self._in_flight and self._scheduler.has_work:
             raise RuntimeError("the scheduler has work, plans none, and waits for nothing")
         if self._in_flight and (plan is None or len(self._in_flight) > self._overlap):
             result = self._worker.wait(self._in_flight.popleft())
+            self._stage("wait_seconds")
             self._slowness = max(result.seconds, _SLOWNESS_DECAY * self._slowness)
-            return self._scheduler.commit(result, self._clock())
+            events = self._scheduler.commit(result, self._lap)
+            self._stage("commit_seconds")
+            return events
         return None
 
     def _announce(self, plan: StepPlan) -> None:

@@ -49,7 +49,7 @@ class PoolLoop:
 
     def run_once(self) -> None:
         """Take in what arrived, compute one batch, and report it. Idle: a heartbeat."""
-        for submit in self._receive(0.0 if self._queue else HEARTBEAT_SECONDS):
+        for submit in self._inbox():
             for request in submit.requests:
                 self._queue.add(request)
             for request_id in submit.aborts:
@@ -57,6 +57,16 @@ class PoolLoop:
         batch = self._queue.take(self._size.tokens, self._max_requests)
         results = self._compute(batch) if batch else []
         self._send(PoolOutput(results, self._stats))
+
+    def _inbox(self) -> list[PoolSubmit]:
+        """What arrived; with nothing to compute, wait for it."""
+        if self._queue:
+            return self._receive(0.0)
+        began = self._clock()
+        submits = self._receive(HEARTBEAT_SECONDS)
+        idle = self._stats.idle_seconds + self._clock() - began
+        self._stats = msgspec.structs.replace(self._stats, idle_seconds=idle)
+        return submits
 
     def _compute(self, batch: Sequence[PoolRequest]) -> list[PoolResult]:
         began = self._clock()

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 _TOTALS = (
     "steps", "forward_seconds", "prompt_tokens", "generation_tokens", "prefix_queries",
-    "prefix_hits", "preemptions",
+    "prefix_hits", "preemptions", "inbox_seconds", "plan_seconds", "submit_seconds",
+    "wait_seconds", "commit_seconds", "outbox_seconds", "idle_seconds",
 )  # fmt: skip
 # A restart finds the model in the page cache and kernels compiled: slower than this is a hang.
 _RESTART_TIMEOUT_FACTOR = 5.0

@@ -67,6 +67,28 @@ async def test_in_the_middle_of_a_stream(live: tuple[Server, int], n: int) -> No
     await until(lambda: server.service.metrics.finished["abort"] == n)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+async def test_what_was_streamed_counts(live: tuple[Server, int], n: int) -> None:
+    server, port = live
+    server.engine.script = lambda request: [70] * 200
+    server.engine.resume.clear()
+    server.engine.free_tokens = 3
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    reader, writer = await send(
+        port, prompt=[[70] * 4, [71] * 5], stream=True, n=n, stream_options=options
+    )
+    usage = {"completion_tokens": 0}
+    while usage["completion_tokens"] < 2 * n * 3:
+        line = await reader.readuntil(b"\n")
+        if line.startswith(b"data: "):
+            usage = json.loads(line.removeprefix(b"data: "))["usage"]
+    writer.transport.abort()
+    metrics = server.service.metrics
+    await until(lambda: metrics.finished["abort"] == 2 * n)
+    assert metrics.generation_tokens == usage["completion_tokens"]
+    assert metrics.prompt_tokens == usage["prompt_tokens"] == 9
+
+
 @pytest.mark.parametrize(
     ("path", "fields"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -71,6 +72,10 @@ async def test_counters_advance_exactly_by_usage(server: Server) -> None:
     assert ended == samples["vllm:request_generation_tokens_count"] == 12
     assert samples["vllm:time_to_first_token_seconds_count"] == 12
     assert samples["vllm:request_params_n_count"] == 5
+    # Of a prompt's samples the longest counts; there are 6 prompts.
+    assert samples["vllm:request_max_num_generation_tokens_count"] == 6
+    longest = samples["vllm:request_max_num_generation_tokens_sum"]
+    assert expected["completion_tokens"] / 3 <= longest < expected["completion_tokens"]
 
 
 async def test_gauges_come_from_the_engines_statistics(server: Server) -> None:
@@ -86,7 +91,7 @@ async def test_gauges_come_from_the_engines_statistics(server: Server) -> None:
     assert samples["vllm:num_preemptions_total"] == 4
     assert samples["vllm:prefix_cache_queries_total"] == 9
     assert samples["vllm:prefix_cache_hits_total"] == 5
-    assert samples["vllm:cache_config_info[16,64]"] == 1
+    assert samples["vllm:cache_config_info[16,float32,64]"] == 1
 
 
 def test_times_of_one_request() -> None:
@@ -123,6 +128,43 @@ async def test_nothing_is_remembered_of_requests_that_ended(server: Server) -> N
     assert not (metrics._arrivals or metrics._firsts or metrics._last)
 
 
+def test_steps_that_took_other_than_forecast() -> None:
+    metrics = Metrics("m")
+    for step, (seconds, forecast) in enumerate([(0.5, 0.0), (0.5, 0.4), (0.5, 0.52), (0.5, 0.6)]):
+        stats = EngineStats(
+            steps=step + 1, step_tokens=8, step_seconds=seconds, predicted_step_seconds=forecast
+        )
+        metrics.on_step(StepOutput([], stats))
+        metrics.on_step(StepOutput([], stats))  # an idle second: no other step
+    found = {
+        (s.name.removeprefix("slipstream_step_time_error_seconds"), s.labels["side"]): s.value
+        for family in metrics.collect()
+        for s in family.samples
+        if s.name.startswith("slipstream_step_time_error_seconds")
+    }
+    assert found["_count", "late"] == 1
+    assert found["_sum", "late"] == pytest.approx(0.1)
+    assert found["_count", "early"] == 2
+    assert found["_sum", "early"] == pytest.approx(0.12)
+
+
+@pytest.mark.parametrize(
+    ("stats", "expected"),
+    [
+        (EngineStats(blocks_total=64), 0.0),
+        (EngineStats(running=2, blocks_total=64, blocks_used=8), 0.25),  # of 8 slots
+        (EngineStats(running=8, waiting=4, blocks_total=64, blocks_used=8), 1.5),
+        (EngineStats(running=2, waiting=1, blocks_total=64, blocks_used=64), 1.5),  # of blocks
+        (EngineStats(waiting=2), 0.25),
+    ],
+)
+async def test_the_load_is_demand_by_the_scarcest_capacity(
+    server: Server, stats: EngineStats, expected: float
+) -> None:
+    server.engine.stats = stats
+    assert (await scrape(server))["slipstream_load_ratio"] == pytest.approx(expected)
+
+
 def test_edges_are_vllms_and_finer() -> None:
     assert set(VLLM_TTFT) < set(TTFT_EDGES)
     assert set(VLLM_ITL) < set(INTER_TOKEN_EDGES)
@@ -157,6 +199,7 @@ def test_exported_names_are_what_dashboards_ask_for() -> None:
         "request_prefill_time_seconds_sum", "request_decode_time_seconds_sum",
         "request_inference_time_seconds_sum", "iteration_tokens_total_bucket",
         "request_prompt_tokens_bucket", "request_generation_tokens_bucket",
+        "request_max_num_generation_tokens_sum",
     ):  # fmt: skip
         assert f"vllm:{name}" in names
 

@@ -19,6 +19,7 @@ class Bench:
         caps = Capabilities("m", "simulated", 100, 256, 64, 16, 8, 32, "none", "none", "none")
         limits = Limits(64, 16, 8, 256, 32)
         self.now = 0.0
+        self.patience = 0.0  # how long an idle loop waits for requests
         self.inbox: list[Submit] = []
         self.sent: list[FromEngine] = []
         worker = SimulatedWorker(caps, cost, self.advance)
@@ -31,6 +32,7 @@ class Bench:
 
     def receive(self, timeout: float) -> list[Submit]:
         submits, self.inbox = self.inbox, []
+        self.now += min(timeout, self.patience)
         return submits
 
     def run(self, steps: int) -> list[FromEngine]:
@@ -52,6 +54,25 @@ def test_every_step_and_every_idle_second_is_a_heartbeat() -> None:
     outputs = [m for m in bench.run(8) if isinstance(m, StepOutput)]
     assert len(outputs) == 8
     assert [bool(o.events) for o in outputs][:3] == [False] * 3  # chunks of the prompt
+
+
+def test_all_time_is_booked_to_a_stage() -> None:
+    bench = Bench(StepCost(fixed=0.01))
+    bench.submit("a", prompt=4)
+    bench.run(5)
+    (last,) = bench.run(1)
+    assert isinstance(last, StepOutput)
+    assert last.stats.wait_seconds + last.stats.submit_seconds == pytest.approx(0.06)
+    assert last.stats.idle_seconds == 0.0
+
+
+def test_waiting_for_work_is_idle() -> None:
+    bench = Bench(StepCost(fixed=0.01))
+    bench.patience = 1.0
+    (output, *_, last) = bench.run(3)
+    assert isinstance(output, StepOutput) and isinstance(last, StepOutput)
+    assert (output.stats.idle_seconds, last.stats.idle_seconds) == (1.0, 3.0)
+    assert last.stats.wait_seconds == last.stats.plan_seconds == 0.0
 
 
 def test_a_step_that_takes_up_a_request_is_announced() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.metrics import exported_names
+from app.metrics import exported_families, exported_names
 from tests.meta.tree import ROOT
 
 PROMETHEUS = ROOT / "config/prometheus"
@@ -45,6 +45,22 @@ def test_queries_use_exported_metrics(query: str) -> None:
     assert names - set(exported_names()) == set()
     assert query.count("(") == query.count(")")
     assert query.count("{") == query.count("}")
+
+
+def test_the_table_of_metrics_is_what_is_exported() -> None:
+    rows = re.findall(
+        r"^\| `(\w[\w:]+)` \| (gauge|counter|histogram) \|(.*?) \|",
+        (ROOT / "docs/operations.md").read_text(),
+        re.M,
+    )
+    documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    common = {"model_name", "engine", "le"}
+    exported = {}
+    for family in exported_families():
+        name = family.name + "_total" * (family.type == "counter")
+        exported[name] = (family.type, set(family.samples[0].labels) - common)
+    assert len(rows) == len(documented)
+    assert documented == exported
 
 
 def test_panels_have_their_own_place_and_id() -> None:

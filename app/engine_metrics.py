@@ -1,0 +1,83 @@
+"""What an engine does with its time, under names of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.metrics_core import Metric
+
+from app.families import Families
+from app.histogram import ERROR_EDGES, STEP_TOKEN_EDGES, Histogram, SplitHistogram
+from batching.core.types import EngineStats
+
+_STAGES = ("inbox", "plan", "submit", "wait", "commit", "outbox")
+
+
+class StepMetrics:
+    """Counts steps as their results come."""
+
+    def __init__(self) -> None:
+        self._tokens = Histogram(
+            "vllm:iteration_tokens_total", "Tokens computed in a step.", STEP_TOKEN_EDGES
+        )
+        self._error = SplitHistogram(
+            "slipstream_step_time_error_seconds",
+            "How far the forecast of a step was off, by whether it ended early or late.",
+            ERROR_EDGES,
+            "side",
+            ("early", "late"),
+        )
+        self._steps = 0
+
+    def on_step(self, stats: EngineStats) -> None:
+        """Take in what the engine said after a step, or in an idle second."""
+        if stats.steps == self._steps:
+            return
+        self._steps = stats.steps
+        self._tokens.observe(stats.step_tokens)
+        if stats.predicted_step_seconds:
+            error = stats.step_seconds - stats.predicted_step_seconds
+            self._error.observe("late" if error > 0 else "early", abs(error))
+
+    def families(self, labels: Mapping[str, str]) -> Iterator[Metric]:
+        """As of now."""
+        yield self._tokens.family(labels)
+        yield self._error.family(labels)
+
+
+def engine_families(
+    families: Families, stats: EngineStats, phases: Mapping[str, float], restarts: int, resumed: int
+) -> Iterator[Metric]:
+    """What both kinds of engine have. `phases` are those of its start, in seconds."""
+    yield families.gauges(
+        "slipstream_startup_seconds", "What the engine's start took.", "phase", phases
+    )
+    for name, help, value in (
+        ("forward_seconds", "Time in the model.", stats.forward_seconds),
+        ("idle_seconds", "Time without anything to do.", stats.idle_seconds),
+        ("engine_restarts", "Engines started after one died or hung.", restarts),
+        ("resumed_streams", "Requests continued by another engine.", resumed),
+    ):
+        yield families.counter(f"slipstream_{name}", help, value)
+
+
+def stage_family(families: Families, stats: EngineStats) -> Metric:
+    """Where the loop of a generating engine spends the time in which it is not idle."""
+    seconds = {stage: getattr(stats, f"{stage}_seconds") for stage in _STAGES}
+    return families.counters(
+        "slipstream_scheduler_stage_seconds",
+        "Where the engine's loop spends its time; wait is for the model.",
+        "stage",
+        seconds,
+    )
+
+
+def load_ratio(stats: EngineStats, max_sequences: int) -> float:
+    """Demand by capacity: 1 is full; above, somebody waits for others to end.
+
+    The scarcer of slots and KV blocks counts. Who waits is taken to need as many blocks as those
+    who run have on average.
+    """
+    wanted = stats.running + stats.waiting
+    blocks = stats.blocks_used * wanted / stats.running if stats.running else 0.0
+    return max(wanted / max_sequences, blocks / stats.blocks_total if stats.blocks_total else 0.0)
