@@ -71,6 +71,7 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
     probe, activation_bytes = _probe(model, packed, max_model_len, probe_tokens, config)
     backend = choose_backend(config.attention, device, probe.specs, model.dtype)
     phases.begin("kv")
+    backend.reserve(probe.specs, config.max_sequences, max_model_len + 1)
     each = block_bytes(backend, probe.specs, config.block_size, model.dtype)
     free = free_bytes(device) - activation_bytes
     blocks = choose_num_blocks(config, max_model_len, each, free, is_cpu=is_cpu)

@@ -40,6 +40,7 @@ class AttentionMetadata:
     `context` int32 [sequences]: keys visible to the sequence's last query, this step's included.
     `block_tables` int32 [sequences, max_blocks]: entries beyond the context are undefined.
     `slot_mapping` int64 [tokens]: block * block_size + offset, where each token's key goes.
+    `counts`, `contexts`: each sequence's queries and context, on the host.
     `schedule`: what the backend's `prepare` returned, for instance its division of the work.
     """
 
@@ -48,8 +49,8 @@ class AttentionMetadata:
     block_tables: torch.Tensor
     slot_mapping: torch.Tensor
     block_size: int
-    max_query: int
-    max_context: int
+    counts: list[int]
+    contexts: list[int]
     schedule: Any = None
 
 
@@ -68,6 +69,9 @@ class AttentionBackend(Protocol):
         self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Key and value pages of one layer, in whatever layout the backend reads fastest."""
+
+    def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:
+        """Take what memory a step needs for that many sequences of that length. Called once."""
 
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> Any:
         """Work that depends on the step but not on the layer; stored in `metadata.schedule`."""
@@ -93,9 +97,10 @@ class AttentionBackend(Protocol):
 BACKENDS = {
     "cpu": "batching.worker.cpu.attention:CpuAttention",
     "reference": "batching.worker.attention_reference:ReferenceAttention",
+    "triton": "batching.worker.attention_triton:TritonAttention",
 }
 PREFERRED = {"cpu": ("cpu", "reference")}
-FALLBACK = ("reference",)
+ACCELERATED = ("triton", "reference")
 
 
 def choose_backend(
@@ -106,7 +111,7 @@ def choose_backend(
     Logs why a faster one was passed over. Raises `UnsupportedModelError` with every candidate's
     reason if none can serve.
     """
-    names = PREFERRED.get(device.type, FALLBACK) if name == "auto" else (name,)
+    names = PREFERRED.get(device.type, ACCELERATED) if name == "auto" else (name,)
     reasons = []
     for candidate in names:
         try:

@@ -6,6 +6,8 @@ queries at a time. Page layout: [blocks, block_size, kv_heads, head_dim].
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 
 from batching.worker.attention import AttentionMetadata, LayerSpec
@@ -36,15 +38,15 @@ class ReferenceAttention:
             torch.empty(shape, dtype=dtype, device=self._device),
         )
 
+    def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:
+        """Every step takes what it needs."""
+
     def prepare(
         self, metadata: AttentionMetadata, specs: list[LayerSpec]
     ) -> list[tuple[int, int, int]]:
-        """Per sequence: first packed query, query count, context. (Waits for the device.)"""
-        bounds = metadata.query_start.tolist()
-        contexts = metadata.context.tolist()
-        return [
-            (bounds[i], bounds[i + 1] - bounds[i], context) for i, context in enumerate(contexts)
-        ]
+        """Per sequence: first packed query, query count, context."""
+        first = accumulate(metadata.counts, initial=0)
+        return list(zip(first, metadata.counts, metadata.contexts, strict=False))
 
     def forward(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,30 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return True
     supported = torch.cpu.get_capabilities()
     return any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def compute_units(device: torch.device) -> int:
+    """How many processors share the device's work."""
+    if device.type == "cpu":
+        return torch.get_num_threads()
+    found = getattr(torch, device.type).get_device_properties(device)
+    return int(getattr(found, "multi_processor_count", 0) or found.gpu_subslice_count)
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of fast memory in one of its processors, 0 if that is not known."""
+    if device.type == "cpu":
+        return 0
+    found = getattr(torch, device.type).get_device_properties(device)
+    return int(getattr(found, "shared_memory_per_multiprocessor", 0))
+
+
+def upload(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Numbers, as a list or numpy array, on the device; never waits for it."""
+    if device.type == "cpu":
+        return torch.as_tensor(values, dtype=dtype)
+    host = torch.as_tensor(values, dtype=dtype).pin_memory()  # which the allocator keeps till sent
+    return host.to(device, non_blocking=True)
 
 
 def free_bytes(device: torch.device) -> int:

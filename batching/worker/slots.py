@@ -60,18 +60,18 @@ class SlotTables:
         self._append_blocks(plan)
         sequences = plan.sequences
         counts = [s.count for s in sequences]
-        max_query, max_context = max(counts), max(s.start + s.count for s in sequences)
+        contexts = [s.start + s.count for s in sequences]
         slots, starts, lengths = self._upload(
             [[s.slot for s in sequences], [s.start for s in sequences], counts], torch.int64
         )
         ends = starts + lengths
         query_start = torch.zeros(len(sequences) + 1, dtype=torch.int32, device=self._device)
         torch.cumsum(lengths, 0, dtype=torch.int32, out=query_start[1:])
-        if max_query == 1:
+        if max(counts) == 1:
             token_slots, positions = slots, starts
         else:
             token_slots, positions = self._spread(slots, starts, lengths, query_start, sum(counts))
-        width = -(-max_context // self._block_size)
+        width = -(-max(contexts) // self._block_size)
         block = self._tables[token_slots, positions // self._block_size].long()
         metadata = AttentionMetadata(
             query_start=query_start,
@@ -79,8 +79,8 @@ class SlotTables:
             block_tables=self._tables[:, :width].index_select(0, slots),
             slot_mapping=block * self._block_size + positions % self._block_size,
             block_size=self._block_size,
-            max_query=max_query,
-            max_context=max_context,
+            counts=counts,
+            contexts=contexts,
         )
         tokens = self._rows[token_slots, positions].long()
         return StepInputs(tokens, positions, metadata, query_start[1:].long() - 1, slots, ends)

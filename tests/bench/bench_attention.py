@@ -63,8 +63,8 @@ class Workload:
             block_tables=table,
             slot_mapping=slots.flatten(),
             block_size=BLOCK,
-            max_query=queries,
-            max_context=context,
+            counts=[queries] * batch,
+            contexts=[context] * batch,
         )
         self.metadata.schedule = backend.prepare(self.metadata, [self.spec])
         self.mask = torch.arange(context) <= position[:, None]

@@ -1,4 +1,4 @@
-"""Paged attention inputs with known answers: what the CPU backend's tests and benchmark share."""
+"""Paged attention inputs with known answers, for the tests of backends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from batching.worker.attention import AttentionBackend, AttentionMetadata, LayerSpec
 
+CPU = torch.device("cpu")
 UNDEFINED = 2**30  # a block that does not exist: reading it would crash
 
 
@@ -20,13 +21,16 @@ class Case:
     block_size: int = 16
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
+        if self.spec.sinks is not None:
+            self.spec = replace(self.spec, sinks=self.spec.sinks.to(self.device))
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(heads: int, tokens: int) -> torch.Tensor:
             shape = (tokens, heads, self.spec.head_dim)
-            return torch.randn(shape, generator=generator).to(self.dtype)
+            return torch.randn(shape, generator=generator).to(self.device, self.dtype)
 
         spec = self.spec
         self.query = [draw(spec.heads, context) for context, _ in self.sequences]
@@ -42,6 +46,8 @@ class Case:
     def pages(self, backend: AttentionBackend) -> tuple[torch.Tensor, torch.Tensor]:
         """Fresh pages full of NaN: whatever is read before it is written shows."""
         pages = backend.allocate(self.spec, self.num_blocks, self.block_size, self.dtype)
+        longest = max(context for context, _ in self.sequences)
+        backend.reserve([self.spec], len(self.sequences), longest)
         for page in pages:
             page.fill_(torch.nan)
         return pages
@@ -64,19 +70,20 @@ class Case:
 
     def metadata(self, ranges: list[tuple[int, int, int]]) -> AttentionMetadata:
         counts = torch.tensor([0] + [end - first for _, first, end in ranges])
+        contexts = [end for _, _, end in ranges]
         slots = []
         for s, first, end in ranges:
             position = torch.arange(first, end)
             block = self.tables[s, position // self.block_size].long()
             slots.append(block * self.block_size + position % self.block_size)
         return AttentionMetadata(
-            query_start=counts.cumsum(0).to(torch.int32),
-            context=torch.tensor([end for _, _, end in ranges], dtype=torch.int32),
-            block_tables=self.tables[[s for s, _, _ in ranges]],
-            slot_mapping=torch.cat(slots),
+            query_start=counts.cumsum(0).to(self.device, torch.int32),
+            context=torch.tensor(contexts, dtype=torch.int32, device=self.device),
+            block_tables=self.tables[[s for s, _, _ in ranges]].to(self.device),
+            slot_mapping=torch.cat(slots).to(self.device),
             block_size=self.block_size,
-            max_query=int(counts.max()),
-            max_context=max(end for _, _, end in ranges),
+            counts=[end - first for _, first, end in ranges],
+            contexts=contexts,
         )
 
     def run(self, backend: AttentionBackend) -> list[torch.Tensor]:
@@ -94,9 +101,9 @@ class Case:
 
     def _expected(self, sequence: int, first: int) -> torch.Tensor:
         spec, group = self.spec, self.spec.heads // self.spec.kv_heads
-        query = self.query[sequence][first:].double()
-        key = self.key[sequence].double().repeat_interleave(group, 1)
-        value = self.value[sequence].double().repeat_interleave(group, 1)
+        query = self.query[sequence][first:].cpu().double()
+        key = self.key[sequence].cpu().double().repeat_interleave(group, 1)
+        value = self.value[sequence].cpu().double().repeat_interleave(group, 1)
         score = torch.einsum("qhd,khd->hqk", query, key) * spec.scale
         if spec.softcap is not None:
             score = spec.softcap * torch.tanh(score / spec.softcap)
@@ -106,7 +113,7 @@ class Case:
             hidden |= ahead <= -spec.window
         score = score.masked_fill(hidden, -torch.inf)
         if spec.sinks is not None:
-            sink = spec.sinks.double()[:, None, None].expand(-1, score.shape[1], 1)
+            sink = spec.sinks.cpu().double()[:, None, None].expand(-1, score.shape[1], 1)
             score = torch.cat([score, sink], -1)
         weight = score.softmax(-1)[..., : key.shape[0]]
         return torch.einsum("hqk,khd->qhd", weight, value)

@@ -82,8 +82,8 @@ def test_backend_equals_dense_attention(spec: LayerSpec, backend_name: str) -> N
             block_tables=tables[rows],
             slot_mapping=torch.tensor(mapping),
             block_size=BLOCK,
-            max_query=max(counts),
-            max_context=max(stop for _, _, stop in ranges),
+            counts=counts,
+            contexts=[stop for _, _, stop in ranges],
         )
         metadata.schedule = backend.prepare(metadata, [spec])
         key, value = (

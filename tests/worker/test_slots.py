@@ -51,10 +51,8 @@ def test_inputs_equal_the_definition_over_random_steps() -> None:
         metadata = inputs.metadata
         assert metadata.context.tolist() == ends == inputs.ends.tolist()
         assert metadata.query_start.dtype == metadata.block_tables.dtype == torch.int32
-        assert (metadata.max_query, metadata.max_context) == (
-            max(s.count for s in sequences),
-            max(ends),
-        )
+        assert metadata.counts == [s.count for s in sequences]
+        assert metadata.contexts == ends
         bounds = metadata.query_start.tolist()
         assert bounds[0] == 0
         assert [b - 1 for b in bounds[1:]] == inputs.last_rows.tolist()

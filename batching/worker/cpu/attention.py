@@ -170,6 +170,9 @@ class CpuAttention:
             huge((*head, block_size // per, _columns(spec), per), dtype),
         )
 
+    def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:
+        """Every step takes what it needs."""
+
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> _Schedule:
         """Reads the metadata now and again in each `forward`: do not change it in between."""
         for tensor, dtype in (

@@ -1,0 +1,99 @@
+"""Compiles the Triton kernels for GPUs that need not be here, and says what they would occupy.
+
+    python -m tests.worker.compile_kernels
+
+Fails where a kernel does not compile, or wants more shared memory than its table allows for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from batching.worker import attention_kernels as kernels
+from batching.worker.attention import LayerSpec
+from batching.worker.attention_triton import FLOAT32_TILES, SMALL_TILES, TILES, Tiles, constants
+
+BLOCK = 32
+HOPPER, ADA = GPUTarget("cuda", 90, 32), GPUTarget("cuda", 89, 32)
+MI300 = GPUTarget("hip", "gfx942", 64)
+SCALARS = {"inner": "fp32", "outer": "fp32"}
+
+
+def compile_kernel(
+    kernel: Any, target: GPUTarget, dtype: str, given: dict[str, Any], warps: int = 4
+) -> Any:
+    """The compiled kernel, its pointers aligned as torch's are."""
+    pointers = {"tables": "*i32", "work": "*i32", "sinks": "*fp32", "partials": "*fp32",
+                "sums": "*fp32", "slots": "*i64"}  # fmt: skip
+    data = ("query", "key", "value", "key_pages", "value_pages", "output")
+    pointers |= dict.fromkeys(data, f"*{dtype}")
+    signature = {}
+    for name in kernel.arg_names:
+        kind = "constexpr" if name in given else pointers.get(name) or SCALARS.get(name, "i32")
+        signature[name] = kind
+    strided = ("query_token", "query_head", "key_token", "key_head", "value_token", "value_head")
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or name in strided
+    }
+    source = ASTSource(kernel, signature, constexprs=given, attrs=aligned)
+    return triton.compile(source, target=target, options={"num_warps": warps})
+
+
+def registers(cubin: bytes) -> str:
+    """Registers of a thread, and bytes that it spills."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
+    return f"{found[1]} registers, {found[2]} bytes spilled" if found else ""
+
+
+def compile_attention(target: GPUTarget, dim: int, dtype: str, tiles: Tiles, **rest: Any) -> None:
+    precision = "ieee" if target.backend == "hip" else "tf32x3"
+    spec = LayerSpec(32, 8, dim, 1.0, **rest)
+    for mixed in (True, False) if dim == 128 and dtype == "bf16" else (True,):
+        given = {**constants(spec, tiles, BLOCK), "MIXED": mixed, "PRECISION": precision}
+        if spec.sinks is None:
+            given["sinks"] = None
+        built = compile_kernel(kernels.attend, target, dtype, given, tiles.warps)
+        usage = registers(built.asm["cubin"]) if "cubin" in built.asm else ""
+        limit = (227 if tiles in TILES.values() else 64) << 10  # bytes that a program may have
+        print(f"{target.arch} {dtype} head size {dim} {'mixed' if mixed else 'single'}: "
+              f"{built.metadata.shared} bytes shared, {usage}", flush=True)  # fmt: skip
+        assert built.metadata.shared <= limit
+        assert "spilled" not in usage or "0 bytes spilled" in usage
+
+
+def main() -> None:
+    for dim in TILES:
+        compile_attention(HOPPER, dim, "bf16", TILES[dim])
+    sinks = torch.zeros(32)
+    compile_attention(HOPPER, 72, "fp16", TILES[128], window=128, softcap=30.0, sinks=sinks)
+    compile_attention(HOPPER, 128, "fp32", FLOAT32_TILES[128])
+    compile_attention(ADA, 256, "bf16", SMALL_TILES[256])
+    compile_attention(MI300, 128, "bf16", SMALL_TILES[128])
+    sizes = {"HEADS": 8, "DIM": 128, "WIDTH": 128}
+    paged = {**sizes, "HEADS_PADDED": 8, "BLOCK": BLOCK}
+    for target in (HOPPER, MI300):
+        compile_kernel(kernels.write_pages, target, "bf16", paged)
+        compile_kernel(kernels.join, target, "bf16", {**sizes, "SINKS": True})
+
+
+if __name__ == "__main__":
+    main()
