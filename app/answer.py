@@ -28,6 +28,7 @@ class AnswerFields(RunFields, Protocol):
 class Handler(Protocol):
     """What an endpoint knows about its own kind of request and response."""
 
+    id: str  # of the response
     jobs: list[Job]  # filled by `prepare`
     grammar: RequestedGrammar | None  # set by `prepare`
 
@@ -58,10 +59,13 @@ async def answer(
     if fields.request_id is not None:
         request.state.request_id = fields.request_id
     terms = Terms.of(request, fields)
+    flight = service.flights.board(request.scope, handler.id, streamed=fields.stream)
     await prepare(handler.prepare, body_bytes)
+    flight.tokenised = service.clock()
     if handler.grammar is not None:
         await service.grammars.check(*handler.grammar)
-    generation = Generation.start(service, handler.jobs, samples, request.receive, terms)
+    receive = request.receive
+    generation = Generation.start(service, handler.jobs, samples, receive, terms, flight)
     if fields.stream:
         return await event_stream(handler.stream(generation), generation.close, ending)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from app.flights.recorder import FlightRecorder
 from app.metrics import Metrics
 from app.pool_metrics import PoolMetrics
 from app.pool_model import PoolModel
@@ -12,6 +13,7 @@ from app.served import Served
 from app.service import Service
 from app.startup_log import progress_log
 from batching.engine.client import EngineClient
+from batching.engine.messages import StepOutput
 from batching.engine.pool_client import PoolClient
 from config.settings import EngineSettings, ServerSettings
 
@@ -63,10 +65,16 @@ class Engines:
         self, settings: ServerSettings, name: str, engine: EngineSettings
     ) -> Service:
         metrics = Metrics(name)
-        client = EngineClient(engine, on_step=metrics.on_step)
+        flights = FlightRecorder()
+
+        def on_step(output: StepOutput) -> None:
+            metrics.on_step(output)
+            flights.on_step(output)
+
+        client = EngineClient(engine, on_step=on_step)
         self._clients.append(client)
         capabilities = await client.start(progress_log())
-        return Service.load(settings, client, capabilities, metrics, engine.policy)
+        return Service.load(settings, client, capabilities, metrics, flights, engine.policy)
 
     async def _start_pool(
         self, settings: ServerSettings, name: str, engine: EngineSettings

@@ -13,6 +13,7 @@ from starlette.types import Receive
 
 from app.choice import Choice, Delta
 from app.errors import ApiError
+from app.flights.record import Flight
 from app.logprobs import Entry
 from app.service import Service
 from app.terms import TIMEOUT_HEADER, TTFT_HEADER, Terms, expired, unmeetable
@@ -57,8 +58,9 @@ class Generation:
     still held. When the client goes away, the engine is told at once.
     """
 
-    def __init__(self, service: Service, jobs: list[Job], samples: int) -> None:
+    def __init__(self, service: Service, jobs: list[Job], samples: int, flight: Flight) -> None:
         self.jobs = jobs
+        self._flight = flight
         self._service = service
         self._samples = samples
         self._queued: set[int] = set()  # jobs without their first event
@@ -78,22 +80,25 @@ class Generation:
         samples: int,
         receive: Receive,
         terms: Terms,
+        flight: Flight,
     ) -> Generation:
         """Submit `jobs`, which come in groups of `samples` with the same prompt.
 
         Raises `ApiError` (no room, or not in time) and `EngineDeadError`.
         """
-        self = cls(service, jobs, samples)
+        self = cls(service, jobs, samples, flight)
         self._terms = terms
         service.admission.admit([len(job.prompt) for job in jobs], service.engine.stats)
         self._queued = set(range(len(jobs)))
         requests = self._requests()
+        service.flights.depart(flight, requests[0])
         try:
             self._check_deadline(requests)
             for request in requests:
                 self._streams.append(service.engine.submit(request))
                 service.backlog.join(request)
                 service.metrics.request_started(request)
+                service.flights.submitted(flight, request)
             self._set_timer()
         except Exception:
             self._ending = FinishReason.ERROR
@@ -171,10 +176,12 @@ class Generation:
             stream.cancel()
             reason = job.choice.finish or self._ending.value
             self._service.metrics.request_ended(stream.request, reason, job.choice.tokens)
+            self._service.flights.lane_ended(stream.request.id, reason)
         if self._streams:
             counts = [job.choice.tokens for job in self.jobs]
             self._service.metrics.generation_ended(counts, self._samples)
         self._streams = []
+        self._service.flights.arrive(self._flight)
 
     def _feed(self, index: int, event: TokenEvent) -> Delta:
         """Give a choice its event, and count."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from http import HTTPStatus
 from uuid import uuid4
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import ApiError
+from app.flights.record import Flight
 
 MAX_HEAD_BYTES = 65536  # the parser would collect a header without end
 
@@ -58,6 +60,22 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._receiving = False
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is written to."""
+        super().pause_writing()
+        if (flight := self._flight()) is not None:
+            flight.stall(time.monotonic())
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        super().resume_writing()
+        if (flight := self._flight()) is not None:
+            flight.unstall(time.monotonic())
+
+    def _flight(self) -> Flight | None:
+        """The record of the request that is being answered."""
+        return None if self.cycle is None else self.cycle.scope["state"].get("flight")
 
     def send_400_response(self, msg: str) -> None:
         """Called for bytes that are not HTTP."""

@@ -50,6 +50,11 @@ class RequestId:
         await self._app(scope, receive, send_with_id)
 
 
+def tenant_of(scope: Scope) -> str:
+    """Whose request it is: a name for the API key's holder, empty where no key is needed."""
+    return str(scope.get("state", {}).get("tenant", ""))
+
+
 class ApiKeys:
     """Refuses requests without one of the keys, before anything of them is read."""
 

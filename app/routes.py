@@ -26,6 +26,8 @@ from app.anthropic import endpoints as anthropic
 from app.anthropic.errors import ERROR_SCHEMA as ANTHROPIC_ERROR_SCHEMA
 from app.anthropic.message import Message
 from app.errors import ERROR_SCHEMA
+from app.flights import endpoints as flights
+from app.flights.waterfall import Waterfall
 from app.responses import endpoints as responses
 from app.responses.objects import ResponseObject
 from app.schemas.chat import ChatRequest
@@ -121,6 +123,8 @@ ROUTES = (
         "POST", "/classify", classify.classify, ClassifyRequest, classify.Classification,
         whole=True,
     ),
+    Route("GET", "/debug/requests", flights.list_requests, answer=flights.RequestList),
+    Route("GET", "/debug/requests/{id:path}", flights.get_request, answer=Waterfall),
 )  # fmt: skip
 
 _STATUS = {

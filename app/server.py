@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 75
 _CLOSE_SECONDS = 1  # for connections to close when no request is open any more
 _OPEN_FILES = 65536
+# Bytes of an answer that the system takes before they can be sent, rather than megabytes: so that
+# it is noticed early that a client does not read, and its events merge.
+_UNSENT_BYTES = 131072
 
 
 def create_app(served: Served | Service) -> FastAPI:
@@ -113,6 +116,8 @@ def _bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         listener.bind((host, port))
     except OSError:
         listener.close()

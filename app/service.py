@@ -11,6 +11,7 @@ from typing import Protocol
 from app.admission import Admission
 from app.backlog import Backlog
 from app.errors import ApiError, no_such_model
+from app.flights.recorder import FlightRecorder
 from app.metrics import Metrics
 from app.responses.store import ResponseStore
 from app.sampling import SamplingDefaults
@@ -51,6 +52,7 @@ class Service:
     style: TurnStyle
     defaults: SamplingDefaults
     metrics: Metrics
+    flights: FlightRecorder
     admission: Admission
     backlog: Backlog
     grammars: GrammarCompiler
@@ -66,6 +68,7 @@ class Service:
         engine: Engine,
         capabilities: Capabilities,
         metrics: Metrics,
+        flights: FlightRecorder,
         policy: str = "fcfs",
     ) -> Service:
         """Read the model folder's text side. Raises `TokenizerError`.
@@ -85,6 +88,7 @@ class Service:
             settings.max_queued_requests, settings.max_queued_tokens, backlog.drain_seconds
         )
         metrics.serve(capabilities, engine, admission)
+        flights.serve(engine)
         return cls(
             settings=settings,
             engine=engine,
@@ -95,6 +99,7 @@ class Service:
             style=style,
             defaults=defaults,
             metrics=metrics,
+            flights=flights,
             admission=admission,
             backlog=backlog,
             grammars=GrammarCompiler(capabilities, settings.max_grammar_bytes),

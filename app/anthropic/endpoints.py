@@ -47,7 +47,7 @@ class MessagesHandler:
         self.grammar: RequestedGrammar | None = None
         self._model = service.model_name
         self._content = Content()
-        self._id = f"msg_{uuid4().hex}"
+        self.id = f"msg_{uuid4().hex}"
         self._finish: str | None = None
         self._stop: str | int | None = None
 
@@ -96,7 +96,7 @@ class MessagesHandler:
         count = job.choice.tokens if output_tokens is None else output_tokens
         reason = self._stop_reason()
         return Message(
-            id=self._id,
+            id=self.id,
             model=self._model,
             content=self._content.blocks,
             stop_reason=reason,

@@ -12,7 +12,9 @@ from starlette.responses import Response
 from app.answer import answer
 from app.body import parse_object, parse_request, read_body
 from app.errors import ApiError
+from app.middleware import tenant_of
 from app.prompts import prepare
+from app.query import bad_parameter, limit_of, parameters
 from app.responses.handler import ResponsesHandler
 from app.responses.items import Item, input_items
 from app.responses.request import check
@@ -59,21 +61,19 @@ async def count_input_tokens(service: Service, request: Request) -> Response:
 
 async def get_response(service: Service, request: Request) -> Response:
     """A kept response."""
-    query = _query(request, {"stream", "include", "include_obfuscation", "starting_after"})
+    query = parameters(request, {"stream", "include", "include_obfuscation", "starting_after"})
     if query.get("stream", "false") != "false" or "starting_after" in query:
-        raise _bad("stream", "a response can only be streamed while it is generated")
+        raise bad_parameter("stream", "a response can only be streamed while it is generated")
     stored = await _find(service, request, request.path_params["response_id"])
     return Response(stored.response, media_type="application/json")
 
 
 async def list_input_items(service: Service, request: Request) -> Response:
     """The items that a kept response was generated from, page by page."""
-    query = _query(request, {"limit", "order", "after", "include"})
-    limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= _MAX_PAGE):
-        raise _bad("limit", f"expected 1 to {_MAX_PAGE}")
+    query = parameters(request, {"limit", "order", "after", "include"})
+    limit, order = limit_of(query, 20, _MAX_PAGE), query.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise _bad("order", "expected asc or desc")
+        raise bad_parameter("order", "expected asc or desc")
     stored = await _find(service, request, request.path_params["response_id"])
     items = await prepare(lambda: _items(stored.input), stored.size)
     if order == "desc":
@@ -81,18 +81,18 @@ async def list_input_items(service: Service, request: Request) -> Response:
     if (after := query.get("after")) is not None:
         ids = [item["id"] for item in items]
         if after not in ids:
-            raise _bad("after", "there is no such item")
+            raise bad_parameter("after", "there is no such item")
         items = items[ids.index(after) + 1 :]
-    page = items[: int(limit)]
+    page = items[:limit]
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
     return _json(ItemList(page, first, last, len(items) > len(page)))
 
 
 async def delete_response(service: Service, request: Request) -> Response:
     """Forget a kept response."""
-    _query(request, set())
+    parameters(request, set())
     id = request.path_params["response_id"]
-    if not await service.responses.delete(id, _owner(request)):
+    if not await service.responses.delete(id, tenant_of(request.scope)):
         raise _not_found(id)
     return _json(Deleted(id))
 
@@ -116,7 +116,7 @@ async def _prepare(
     fields = parse_request(body, ResponsesRequest, REFUSED)
     service.check_model(fields.model)
     check(fields)
-    owner, size = _owner(request), len(body)
+    owner, size = tenant_of(request.scope), len(body)
     previous = None
     if fields.previous_response_id is not None:
         previous = await service.responses.get(fields.previous_response_id, owner, time.time())
@@ -147,23 +147,10 @@ def _items(stored: bytes) -> list[Item]:
 
 
 async def _find(service: Service, request: Request, id: str) -> Stored:
-    stored = await service.responses.get(id, _owner(request), time.time())
+    stored = await service.responses.get(id, tenant_of(request.scope), time.time())
     if stored is None:
         raise _not_found(id)
     return stored
-
-
-def _owner(request: Request) -> str:
-    """Who may see a response: whoever has the same API key."""
-    return str(request.scope.get("state", {}).get("tenant", ""))
-
-
-def _query(request: Request, known: set[str]) -> dict[str, str]:
-    for name in request.query_params:
-        # Lists are sent as include[]=…
-        if name.removesuffix("[]") not in known:
-            raise ApiError(f"unknown parameter: {name}", param=name, code="unknown_parameter")
-    return dict(request.query_params)
 
 
 def _not_found(id: str, param: str = "response_id", status: int = 404) -> ApiError:
@@ -173,10 +160,6 @@ def _not_found(id: str, param: str = "response_id", status: int = 404) -> ApiErr
         param=param,
         code="response_not_found" if status == 404 else "previous_response_not_found",
     )
-
-
-def _bad(param: str, message: str) -> ApiError:
-    return ApiError(f"{param}: {message}", param=param, code="invalid_value")
 
 
 def _json(value: Any) -> Response:

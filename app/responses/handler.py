@@ -50,7 +50,8 @@ class ResponsesHandler:
         self._tokenizer = service.tokenizer
         self._output = Output()
         self._sequence = 0
-        self._response = new_response(service, fields, new_id("resp"), int(time.time()))
+        self.id = new_id("resp")
+        self._response = new_response(service, fields, self.id, int(time.time()))
 
     def prepare(self) -> None:
         with renamed(own_name):

@@ -32,6 +32,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.free = num_blocks
+        self.cached = 0  # free blocks that still hold content
         self._refs = [0] * num_blocks
         self._keys: list[Key | None] = [None] * num_blocks
         self._content = [0] * num_blocks
@@ -58,6 +59,7 @@ class BlockPool:
             if key is not None:
                 del self._cached[key]
                 self._keys[block] = None
+                self.cached -= 1
             self._refs[block] = 1
             block = self._successor[block]
         # One splice for the whole slice, instead of an unlink per block.
@@ -94,6 +96,7 @@ class BlockPool:
                 self._successor[before] = after
                 self._predecessor[after] = before
                 self.free -= 1
+                self.cached -= 1  # nothing else of a free block can be found
             self._refs[block] += 1
 
     def release(self, table: list[int]) -> None:
@@ -111,6 +114,7 @@ class BlockPool:
                 before, after = sentinel, self._successor[sentinel]
             else:
                 before, after = self._predecessor[sentinel], sentinel
+                self.cached += 1
             self._successor[before] = self._predecessor[after] = block
             self._predecessor[block] = before
             self._successor[block] = after
@@ -153,6 +157,8 @@ class BlockPool:
             raise IntegrityError("the free list is not the set of blocks without an owner")
         if len(listed) != self.free:
             raise IntegrityError(f"{len(listed)} blocks listed free, {self.free} counted")
+        if self.cached != sum(self._keys[block] is not None for block in listed):
+            raise IntegrityError(f"{self.cached} free blocks are counted as cached")
         if {b: k for k, b in self._cached.items()} != {
             b: k for b, k in enumerate(self._keys) if k is not None
         }:

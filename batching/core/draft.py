@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from batching.core.cost_model import StepFeatures
 from batching.core.sequence import Sequence
-from batching.core.types import SequencePlan, SlotInit, StepPlan
+from batching.core.types import Lack, SequencePlan, SlotInit, StepPlan, StepSummary
 
 
 class Draft:
     """The shares placed so far, the sequences they belong to, and what the step will cost."""
 
     __slots__ = (
-        "_context", "_inits", "_pairs", "_prefill_tokens", "_shares", "epochs", "forecast", "plan",
-        "samples", "sequences", "shortage", "step",
+        "_chunks", "_context", "_inits", "_pairs", "_prefill_tokens", "_shares", "began", "epochs",
+        "forecast", "lack", "plan", "preempted", "samples", "sequences", "shortage", "step",
     )  # fmt: skip
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, now: float) -> None:
         self.step = step
+        self.began = now
         self.sequences: list[Sequence] = []
         self.epochs: list[int] = []  # the sequences' epochs when they were placed
         self.samples = 0
         self.shortage = False  # a decode lacked a block: no new sequences in this step
+        self.preempted: list[str] = []
+        self.lack: Lack | None = None  # what somebody still waits for
         self.forecast = 0.0  # seconds
         self.plan: StepPlan
         self._inits: list[SlotInit] = []
         self._shares: list[SequencePlan] = []
+        self._chunks: list[tuple[str, int, int]] = []
         self._prefill_tokens = self._context = self._pairs = 0
 
     def place(self, sequence: Sequence, count: int, new_blocks: tuple[int, ...]) -> None:
@@ -32,6 +36,8 @@ class Draft:
         start = sequence.computed
         end = start + count
         sample = end == len(sequence.tokens) + sequence.pending < sequence.length_limit
+        if count > 1 or sequence.fresh:
+            self._chunks.append((sequence.id, start, count))
         if sequence.fresh:
             sequence.fresh = False
             new_blocks = tuple(sequence.blocks)
@@ -57,6 +63,17 @@ class Draft:
     def features(self) -> StepFeatures:
         """What `StepFeatures.of` would say of the shares so far, without going over them."""
         return StepFeatures(self._prefill_tokens, len(self._shares), self._context, self._pairs)
+
+    def summary(self, now: float) -> StepSummary:
+        """What it was made of, its result being known `now`."""
+        return StepSummary(
+            self.began,
+            now,
+            len(self._shares),
+            tuple(self._chunks),
+            tuple(self.preempted),
+            self.lack,
+        )
 
     def seal(self) -> StepPlan:
         """The finished plan."""

@@ -13,7 +13,7 @@ from batching.core.admission import OutputForecast, future_peak
 from batching.core.blocks import BlockPool, IntegrityError, Parent
 from batching.core.policy import WaitingQueue
 from batching.core.sequence import Sequence
-from batching.core.types import Limits
+from batching.core.types import Lack, Limits
 
 _key = attrgetter("key")
 _RETRY_STEPS = 16  # a refused head is priced again after this many steps, or when blocks return
@@ -122,8 +122,17 @@ class Residents:
         self._growth_limit -= 1
         return blocks
 
-    def make_room(self, sequence: Sequence) -> bool:
+    def lack(self, head: Sequence) -> Lack:
+        """Why `head` still waits after a step was planned."""
+        if not self._slots:
+            return Lack.SLOTS
+        refused = self._refused is not None and self._refused[0] is head
+        return Lack.BLOCKS if refused else Lack.TOKENS
+
+    def make_room(self, sequence: Sequence, preempted: list[str]) -> bool:
         """Preempt from the end of the order until a block is free; False: not in this step.
+
+        Adds the ids of whom it preempts to `preempted`.
 
         Only the tail is preempted, so nothing already placed in this step loses its blocks, and
         the first sequence always goes on: it can finish even if all others must wait.
@@ -134,6 +143,7 @@ class Residents:
             victim = self.running.pop()
             self._release(victim)
             victim.preemptions += 1
+            preempted.append(victim.id)
             self.preemptions += 1
             self.output_forecast.preempted()
             self._waiting.push(victim)

@@ -31,11 +31,13 @@ from batching.core.totals import Totals
 from batching.core.types import (
     EngineStats,
     FinishReason,
+    Lack,
     Limits,
     Request,
     SequencePlan,
     StepPlan,
     StepResult,
+    StepSummary,
     TokenEvent,
     TokenLogprobs,
 )
@@ -67,6 +69,7 @@ class Scheduler:
         self._planned = 0
         self._totals = Totals()
         self._next_expiry = math.inf  # no deadline passes before
+        self.last_step: StepSummary | None = None  # the last that was committed
 
     @property
     def has_work(self) -> bool:
@@ -132,12 +135,14 @@ class Scheduler:
         """
         if len(self._in_flight) > self.limits.overlap:
             raise IntegrityError(f"plan() with {len(self._in_flight)} plans uncommitted")
-        draft = Draft(self._planned)
+        draft = Draft(self._planned, now)
         prefills = self._plan_decodes(draft)
         self._plan_prefills(draft, prefills, now)
         self._totals.count_prefills(prefills)
         if not draft.sequences:
             return None
+        if (head := self._waiting.head()) is not None:
+            draft.lack = Lack.BLOCKS if draft.shortage else self._residents.lack(head)
         plan = draft.seal()
         draft.forecast = self.cost_model.predict(draft.features())
         self._in_flight.append(draft)
@@ -157,6 +162,7 @@ class Scheduler:
             raise IntegrityError(f"step {result.step} samples {draft.samples} tokens")
         self._in_flight.popleft()
         self._residents.committed = result.step
+        self.last_step = draft.summary(now)
         self.cost_model.update(draft.features(), result.seconds)
         self._totals.count_step(draft, result)
         events: list[TokenEvent] = []
@@ -216,7 +222,7 @@ class Scheduler:
             if sequence.computed == len(sequence.blocks) * self.limits.block_size:
                 if not self._residents.pool.free:
                     draft.shortage = True
-                    if not self._residents.make_room(sequence):
+                    if not self._residents.make_room(sequence, draft.preempted):
                         continue
                 new_blocks = self._residents.grow(sequence)
             draft.place(sequence, 1, new_blocks)

@@ -51,6 +51,7 @@ class Totals:
             waiting=len(waiting),
             blocks_total=pool.num_blocks,
             blocks_used=pool.num_blocks - pool.free,
+            blocks_cached=pool.cached,
             steps=self.steps,
             step_tokens=self.step_tokens,
             step_seconds=self.step_seconds,

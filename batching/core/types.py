@@ -184,6 +184,30 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     timing: Timing | None = None
 
 
+class Lack(StrEnum):
+    """What kept the head of the queue out of a step."""
+
+    SLOTS = "slots"  # `max_sequences` were running
+    BLOCKS = "blocks"  # there was too little room in the KV pool
+    TOKENS = "tokens"  # the step was as long as it may be
+
+
+class StepSummary(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a step was made of, so that everybody in it can be told what it took and why.
+
+    `chunks` are (id, first position, tokens) of the shares that catch up: prompts, and what is
+    computed again for sequences that were preempted or come from a dead engine. The others
+    decoded one token each.
+    """
+
+    began: float  # when it was planned
+    ended: float  # when its result was known
+    sequences: int
+    chunks: tuple[tuple[str, int, int], ...] = ()
+    preempted: tuple[str, ...] = ()  # ids of sequences that lost their blocks to others in it
+    lack: Lack | None = None  # None: nobody was left waiting
+
+
 class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One text to be turned into numbers, all at once: an embedding, or a classifier's logits.
 
@@ -238,6 +262,7 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     waiting: int = 0
     blocks_total: int = 0
     blocks_used: int = 0  # owned by a sequence; cached but unowned blocks are free
+    blocks_cached: int = 0  # of the free ones, those whose content a prompt may still hit
     steps: int = 0
     step_tokens: int = 0  # tokens computed in the last step
     step_seconds: float = 0.0  # the last step

@@ -64,7 +64,7 @@ class EngineClient(SupervisedClient[OpenRequest, Capabilities]):
                 self._schedule_flush()
             request.stream.push(event)
         if self._on_step is not None:
-            self._on_step(StepOutput(news, self.stats))
+            self._on_step(StepOutput(news, self.stats, message.step))
 
     def _condemn(self, request: OpenRequest, error: str) -> None:
         request.stream.push(TokenEvent(request.id, finish=FinishReason.ERROR, error=error))

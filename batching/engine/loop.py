@@ -79,8 +79,9 @@ class EngineLoop:
         if not (busy or submits):
             self._scheduler.check_integrity()  # idle is the time to look for leaks
         if committed is not None or events or not busy:  # every step is a heartbeat
+            step = None if committed is None else self._scheduler.last_step
             stats = msgspec.structs.replace(self._scheduler.stats(), **self._spent)
-            self._send(StepOutput(events + (committed or []), stats))
+            self._send(StepOutput(events + (committed or []), stats, step))
             self._stage("outbox_seconds")
 
     def _stage(self, name: str) -> None:

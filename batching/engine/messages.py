@@ -11,7 +11,14 @@ from __future__ import annotations
 
 import msgspec
 
-from batching.core.types import EngineStats, PoolRequest, PoolResult, Request, TokenEvent
+from batching.core.types import (
+    EngineStats,
+    PoolRequest,
+    PoolResult,
+    Request,
+    StepSummary,
+    TokenEvent,
+)
 from batching.worker.pool_protocol import PoolCapabilities
 from batching.worker.protocol import Capabilities
 
@@ -56,10 +63,11 @@ class Starting(msgspec.Struct, frozen=True, tag="starting", omit_defaults=True):
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
-    """Everything one step gave, for all requests at once."""
+    """Everything one step gave, for all requests at once. `step` is None if there was none."""
 
     events: list[TokenEvent]
     stats: EngineStats
+    step: StepSummary | None = None
 
 
 class PoolSubmit(msgspec.Struct, frozen=True, tag="pool_submit", omit_defaults=True):

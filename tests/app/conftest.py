@@ -15,10 +15,12 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from app.flights.recorder import FlightRecorder
 from app.http_protocol import HttpProtocol
 from app.metrics import Metrics
 from app.server import create_app
 from app.service import Service
+from batching.engine.messages import StepOutput
 from batching.worker.protocol import Capabilities
 from config.settings import ServerSettings
 from tests.app.fake_engine import FakeEngine, Script
@@ -120,12 +122,12 @@ class Live:
             server.app, http=protocol, ws="none", lifespan="off", log_level="critical"
         )
         self._uvicorn = uvicorn.Server(config)
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
 
     async def __aenter__(self) -> Live:
-        self._task = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
+        self._task = asyncio.create_task(self._uvicorn.serve(sockets=[self.listener]))
         while not self._uvicorn.started:
             await asyncio.sleep(0.005)
         return self
@@ -153,9 +155,14 @@ async def make_server(capabilities: Capabilities) -> AsyncIterator[MakeServer]:
     def make(
         script: Script | None = None, caps: Capabilities = capabilities, **settings: Any
     ) -> Server:
-        metrics = Metrics(MODEL)
-        engine = FakeEngine(caps, script, metrics.on_step)
-        service = Service.load(ServerSettings(**settings), engine, caps, metrics)
+        metrics, flights = Metrics(MODEL), FlightRecorder()
+
+        def on_step(output: StepOutput) -> None:
+            metrics.on_step(output)
+            flights.on_step(output)
+
+        engine = FakeEngine(caps, script, on_step)
+        service = Service.load(ServerSettings(**settings), engine, caps, metrics, flights)
         servers.append(Server(service, engine))
         return servers[-1]
 

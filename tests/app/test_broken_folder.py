@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from app.flights.recorder import FlightRecorder
 from app.metrics import Metrics
 from app.service import Service
 from app.tokenizer import TokenizerError
@@ -33,4 +34,6 @@ def test_a_broken_text_file_is_named(
     (folder / name).write_bytes(content)
     broken = msgspec.structs.replace(capabilities, model=str(folder))
     with pytest.raises(TokenizerError, match="chat template or generation config"):
-        Service.load(ServerSettings(), FakeEngine(broken), broken, Metrics("tiny"))
+        Service.load(
+            ServerSettings(), FakeEngine(broken), broken, Metrics("tiny"), FlightRecorder()
+        )

@@ -103,6 +103,11 @@ async def test_streams_survive_a_kill_and_a_hang(
     resumed = fragile.metric("slipstream_resumed_streams_total")
     assert STREAMS < resumed <= 2 * STREAMS  # a starved test may read on when all is generated
     fragile.wait_idle()
+    async with httpx.AsyncClient(base_url=fragile.url) as http:
+        newest = (await http.get(f"/debug/requests?limit={STREAMS}")).json()["data"]
+        told = [(await http.get(f"/debug/requests/{entry['id']}")).json() for entry in newest]
+    assert sum(t["sequences"][0]["restarts"] for t in told) >= resumed
+    assert all(t["stages"]["engine restart"] > 0 for t in told if t["sequences"][0]["restarts"])
 
 
 def test_a_request_in_the_pause_waits_for_the_next_engine(fragile: ServerProcess) -> None:
