@@ -50,6 +50,7 @@ class Assembled:
     model: Runner
     backend: AttentionBackend
     specs: list[LayerSpec]
+    pages: list[tuple[torch.Tensor, torch.Tensor]]
     device: torch.device
     capabilities: Capabilities
 
@@ -99,7 +100,7 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
         kv_bytes=blocks * each,
         phases=phases.seconds,
     )
-    return Assembled(runner, backend, probe.specs, device, capabilities)
+    return Assembled(runner, backend, probe.specs, pages, device, capabilities)
 
 
 def _bind(

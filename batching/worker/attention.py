@@ -73,6 +73,9 @@ class AttentionBackend(Protocol):
     def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:
         """Take what memory a step needs for that many sequences of that length. Called once."""
 
+    def touch_when_idle(self, pages: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Have the system provide the memory of `pages`, without holding up anything else."""
+
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> Any:
         """Work that depends on the step but not on the layer; stored in `metadata.schedule`."""
 

@@ -41,6 +41,9 @@ class ReferenceAttention:
     def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:
         """Every step takes what it needs."""
 
+    def touch_when_idle(self, pages: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """The pages are not expected to be used for long."""
+
     def prepare(
         self, metadata: AttentionMetadata, specs: list[LayerSpec]
     ) -> list[tuple[int, int, int]]:

@@ -158,6 +158,9 @@ class TritonAttention:
         kinds = {kind_of(spec): spec for spec in specs}
         return {kind: self._divide(metadata, spec) for kind, spec in kinds.items()}
 
+    def touch_when_idle(self, pages: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """A device's memory is there when it has been allocated."""
+
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> Schedule:
         divisions = self.divide(metadata, specs)
         tables = [division.table(len(division.joins)) for division in divisions.values()]

@@ -72,6 +72,7 @@ class TorchWorker:
         phases.begin("warmup")
         self._warm_up()
         phases.end()
+        built.backend.touch_when_idle(built.pages)
 
     def capabilities(self) -> Capabilities:
         return self._capabilities

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -240,6 +243,41 @@ def test_page_bytes_are_what_is_allocated(backend: CpuAttention, dtype: torch.dt
     spec = spec_of(6, 3, 72)
     pages = backend.allocate(spec, 5, 16, dtype)
     assert sum(page.nbytes for page in pages) == 5 * backend.page_bytes(spec, 16, dtype)
+
+
+def resident(tensor: torch.Tensor) -> bool:
+    """Whether the system has provided all of a tensor's memory."""
+    pages = -(-tensor.nbytes // mmap.PAGESIZE)
+    present = (ctypes.c_ubyte * pages)()
+    address, size = ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(tensor.nbytes)
+    assert ctypes.CDLL(None).mincore(address, size, present) == 0
+    return all(byte & 1 for byte in present)
+
+
+def test_pages_become_real_when_idle_and_keep_what_is_in_them(backend: CpuAttention) -> None:
+    pages = backend.allocate(spec_of(8, 8, 128), 64, 32, torch.bfloat16)  # 4 MiB each
+    assert not any(map(resident, pages))
+    pages[1][3] = 7.0
+    backend.touch_when_idle([pages])
+    until = time.monotonic() + 60  # a busy machine has little idle time
+    while not all(map(resident, pages)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert all(map(resident, pages))
+    assert not pages[0].any() and pages[1].count_nonzero() == pages[1][3].numel()
+
+
+def test_touching_ends_with_its_backend() -> None:
+    backend = CpuAttention(torch.device("cpu"))
+    before = threads()
+    pages = [backend.allocate(spec_of(8, 8, 128), 16384, 32, torch.bfloat16)]  # 1 GiB each
+    backend.touch_when_idle(pages)
+    assert threads() == before + 1
+    del backend
+    assert threads() == before and not resident(pages[0][1])
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def test_one_openmp_runtime_in_the_process(backend: CpuAttention) -> None:

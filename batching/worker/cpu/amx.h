@@ -147,14 +147,6 @@ SLIPSTREAM_INLINE void zero_sums() {
 }
 
 // Sums of 32 rows and columns, `stride` bytes from row to row.
-SLIPSTREAM_INLINE void load_sums(const void* sums, int64_t stride, bool lower) {
-  const char* row = static_cast<const char*>(sums);
-  load_tile<0>(row, stride), load_tile<1>(row + TILE_BYTES, stride);
-  if (!lower) return;
-  row += TILE_HEIGHT * stride;
-  load_tile<2>(row, stride), load_tile<3>(row + TILE_BYTES, stride);
-}
-
 SLIPSTREAM_INLINE void store_sums(void* sums, int64_t stride, bool lower) {
   char* row = static_cast<char*>(sums);
   store_tile<0>(row, stride), store_tile<1>(row + TILE_BYTES, stride);

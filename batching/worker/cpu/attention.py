@@ -81,6 +81,22 @@ class _KnownLayer:
         self.address = ctypes.addressof(self._struct)
 
 
+class _Span(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("bytes", ctypes.c_int64))
+
+
+class _Touching:
+    """A thread that touches tensors' memory; ends, at the latest, with this object."""
+
+    def __init__(self, library: ctypes.CDLL, tensors: list[torch.Tensor]) -> None:
+        self._library, self._tensors = library, tensors
+        spans = (_Span * len(tensors))(*((t.data_ptr(), t.nbytes) for t in tensors))
+        self._thread = library.slipstream_touch(spans, len(tensors))
+
+    def __del__(self) -> None:
+        self._library.slipstream_stop_touching(self._thread)
+
+
 class _Schedule:
     """One step's work, divided once for each kind of layer. Owns the C++ plans."""
 
@@ -136,6 +152,10 @@ class CpuAttention:
         self.library.slipstream_plan.restype = ctypes.c_void_p
         self.library.slipstream_free.argtypes = (ctypes.c_void_p,)
         self.library.slipstream_free.restype = None
+        self.library.slipstream_touch.argtypes = (ctypes.c_void_p, ctypes.c_int32)
+        self.library.slipstream_touch.restype = ctypes.c_void_p
+        self.library.slipstream_stop_touching.argtypes = (ctypes.c_void_p,)
+        self.library.slipstream_stop_touching.restype = None
         self._attend = self.library.slipstream_attend
         self._attend.argtypes = (
             *[ctypes.c_void_p] * 9,
@@ -172,6 +192,9 @@ class CpuAttention:
 
     def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:
         """Every step takes what it needs."""
+
+    def touch_when_idle(self, pages: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self._touching = _Touching(self.library, [tensor for pair in pages for tensor in pair])
 
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> _Schedule:
         """Reads the metadata now and again in each `forward`: do not change it in between."""

@@ -190,12 +190,10 @@ class DecoderPass {
 
   template <class Done>
   void product(const Linear& linear, const T* input, Done&& done) {
-    team_.share_ahead(row_blocks(step_.tokens) * panels(linear), [&](int item, int next) {
-      if constexpr (QUANTIZED)
-        multiply(linear, Rows<Int8>{pass_.bytes, pass_.scales, step_.tokens}, item, next, done);
-      else
-        multiply(linear, Rows<T>{input, nullptr, step_.tokens}, item, next, done);
-    });
+    if constexpr (QUANTIZED)
+      share_product(team_, linear, Rows<Int8>{pass_.bytes, pass_.scales, step_.tokens}, done);
+    else
+      share_product(team_, linear, Rows<T>{input, nullptr, step_.tokens}, done);
   }
 
   void quantize_all(const T* input, int width) {

@@ -2,6 +2,7 @@
 #include <bit>
 
 #include "decoder.h"
+#include "touch.h"
 
 namespace slipstream {
 
@@ -47,8 +48,8 @@ static void project(const Linear& linear, const T* input, int rows, float* outpu
   std::vector<float> scales(rows);
   const auto store_columns = [&](int row, int panel, Vec low, Vec high) {
     float* target = output + int64_t{row} * linear.columns + panel * PANEL;
-    store(target, low);
-    store(target + LANES, high);
+    stream(target, low);
+    stream(target + LANES, high);
   };
 #pragma omp parallel num_threads(threads)
   {
@@ -57,12 +58,10 @@ static void project(const Linear& linear, const T* input, int rows, float* outpu
         const int64_t offset = int64_t{row} * linear.in;
         scales[row] = quantize_row(input + offset, linear.in, bytes.data() + offset);
       });
-    team.share_ahead(row_blocks(rows) * panels(linear), [&](int item, int next) {
-      if (linear.scales)
-        multiply(linear, Rows<Int8>{bytes.data(), scales.data(), rows}, item, next, store_columns);
-      else
-        multiply(linear, Rows<T>{input, nullptr, rows}, item, next, store_columns);
-    });
+    if (linear.scales)
+      share_product(team, linear, Rows<Int8>{bytes.data(), scales.data(), rows}, store_columns);
+    else
+      share_product(team, linear, Rows<T>{input, nullptr, rows}, store_columns);
     leave_region();
   }
 }
@@ -91,7 +90,9 @@ static bool tiles_agree() {
       store(target + row * PANEL + LANES, high);
     };
   };
-  multiply_amx(linear, rows, 0, ROWS, 0, linear.weights, keep(sums.data()));
+  Finishing finishing(linear, rows, keep(sums.data()));
+  multiply_amx(linear, rows, 0, ROWS, 0, linear.weights, finishing);
+  finishing.rest();
   thread_tiles.release();
   for (int row = 0; row < ROWS; ++row)
     multiply_tile<T, 1>(linear, rows, row, 0, keep(sums.data() + ROWS * PANEL));
@@ -152,4 +153,11 @@ void slipstream_project(const Linear* linear, const void* input, int32_t rows, f
   else
     project(*linear, static_cast<const float*>(input), rows, output, threads);
 }
+
+// Ends with slipstream_stop_touching, before which the spans must stay.
+void* slipstream_touch(const Span* spans, int32_t count) {
+  return new Toucher(std::vector<Span>(spans, spans + count));
+}
+
+void slipstream_stop_touching(void* toucher) { delete static_cast<Toucher*>(toucher); }
 }

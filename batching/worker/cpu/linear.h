@@ -8,6 +8,7 @@
 
 #include "amx.h"
 #include "simd.h"
+#include "team.h"
 
 namespace slipstream {
 
@@ -18,6 +19,7 @@ constexpr int ROW_TILE = 12;
 #else
 constexpr int ROW_TILE = 2;
 #endif
+constexpr int GROUP = 32;       // rows that tiles multiply at a time
 constexpr int ROW_BLOCK = 256;  // most rows at a time: their inputs stay in the second-level cache
 
 // int8 weights times activations quantized row by row, as unsigned bytes around 128 (that is how the
@@ -87,6 +89,42 @@ SLIPSTREAM_INLINE void finish_row(const Linear& linear, const Rows<T>& input, in
   done(row, panel, low, high);
 }
 
+// What becomes of sums: done(row, panel, low, high) for every row of a product, once. Those of tiles
+// wait here for the next group of rows, between whose steps they are finished, row by row: tiles and
+// vectors are computed at the same time. rest() ends what is left.
+template <class T, class Done>
+class Finishing {
+ public:
+  Finishing(const Linear& linear, const Rows<T>& input, Done done)
+      : linear_(linear), input_(input), done_(done) {}
+
+  // Where to store the sums of so many rows; what was taken before is finished.
+  void* take(int first, int rows, int panel) {
+    rest();
+    first_ = first, rows_ = rows, panel_ = panel, finished_ = 0;
+    return sums_;
+  }
+
+  SLIPSTREAM_INLINE void step() {
+    if (finished_ == rows_) return;
+    finish_row(linear_, input_, first_ + finished_, panel_, sums_[finished_], done_);
+    ++finished_;
+  }
+
+  void rest() {
+    while (finished_ < rows_) step();
+  }
+
+  const Done& done() const { return done_; }
+
+ private:
+  const Linear& linear_;
+  const Rows<T> input_;
+  const Done done_;
+  int first_ = 0, rows_ = 0, panel_ = 0, finished_ = 0;
+  typename Accumulate<T>::Sum sums_[GROUP][PANEL_VECS];
+};
+
 // ROWS rows from `row` on times one panel, in vector registers.
 template <class T, int ROWS, class Done>
 SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input, int row, int panel,
@@ -110,14 +148,6 @@ SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input,
 }
 
 #if SLIPSTREAM_AMX
-// Sums of a block of rows on their way through the blocks of `in`; a vector of columns each.
-template <class T>
-inline thread_local typename Accumulate<T>::Sum tile_sums[ROW_BLOCK][PANEL_VECS];
-
-// With many rows, the units of `in` after which the next rows take their turn: 16 KiB of a panel stay
-// in the first-level cache for all of them.
-constexpr int UNIT_BLOCK = 128, MANY_ROWS = 128;
-
 // Reads ahead into the second-level cache, a little with each step of a product.
 struct ReadAhead {
   const char* from;
@@ -132,35 +162,26 @@ struct ReadAhead {
 // this way, or none: its sums round differently from the vectors'.
 template <class T, class Done>
 void multiply_amx(const Linear& linear, const Rows<T>& input, int first, int count, int panel,
-                  const Unit* next, Done&& done) {
-  constexpr int HEIGHT = 2 * TILE_HEIGHT, SUM_BYTES = PANEL * sizeof(float);
+                  const Unit* next, Finishing<T, Done>& finishing) {
   constexpr int STEP_LINES = TILE_HEIGHT * PANEL * sizeof(Unit) / 64;
-  const int units = linear.in / PER_UNIT<T>, block = count < MANY_ROWS ? units : UNIT_BLOCK;
+  const int units = linear.in / PER_UNIT<T>;
   const int64_t row_bytes = int64_t{units} * sizeof(Unit);
   const Unit* rows = reinterpret_cast<const Unit*>(input.data) + int64_t{first} * units;
   const Unit* weights = linear.weights + int64_t{panel} * PANEL * units;
-  const int heights = (count + HEIGHT - 1) / HEIGHT;
+  const int groups = (count + GROUP - 1) / GROUP;
   // The hardware reads ahead well enough while every step reads weights.
-  const bool help = next && heights > 1;
-  ReadAhead ahead{reinterpret_cast<const char*>(next), help ? (STEP_LINES + heights - 1) / heights : 0};
-  auto& sums = tile_sums<T>;
-  for (int u = 0; u < units; u += block) {
-    const int length = std::min(block, units - u);
-    for (int from = 0; from < count; from += HEIGHT) {
-      const int height = std::min(HEIGHT, count - from);
-      const bool lower = height > TILE_HEIGHT;
-      thread_tiles.fit(height);
-      if (u == 0)
-        zero_sums();
-      else
-        load_sums(sums[from], SUM_BYTES, lower);
-      multiply_units<T>(rows + int64_t{from} * units + u, row_bytes, lower, weights + u * PANEL,
-                        PANEL, length, ahead);
-      store_sums(sums[from], SUM_BYTES, lower);
-      if (u + length < units) continue;
-      for (int r = from; r < from + height; ++r)
-        finish_row(linear, input, first + r, panel, sums[r], done);
-    }
+  const bool help = next && groups > 1;
+  ReadAhead ahead{reinterpret_cast<const char*>(next), help ? (STEP_LINES + groups - 1) / groups : 0};
+  for (int from = 0; from < count; from += GROUP) {
+    const int height = std::min(GROUP, count - from);
+    const bool lower = height > TILE_HEIGHT;
+    thread_tiles.fit(height);
+    zero_sums();
+    multiply_units<T>(rows + int64_t{from} * units, row_bytes, lower, weights, PANEL, units, [&] {
+      ahead();
+      finishing.step();
+    });
+    store_sums(finishing.take(first + from, height, panel), PANEL * sizeof(float), lower);
   }
 }
 
@@ -170,28 +191,47 @@ bool fits_tiles(const Linear& linear) {
 }
 #endif
 
-// One item of a product: a block of rows times a panel. Items count panels within blocks of rows.
-// `next` is the item that this thread will do then, if there is one.
+// Items of a product: a block of rows times a run of panels. Where there are many, a run has two, so
+// that half a cache line of results is not written by one thread and half by another.
+inline int run_length(const Linear& linear) { return panels(linear) < 64 ? 1 : 2; }
+inline int runs(const Linear& linear) { return (panels(linear) + run_length(linear) - 1) / run_length(linear); }
+inline int items(const Linear& linear, int rows) { return row_blocks(rows) * runs(linear); }
+
+// One item. `next` is the item that this thread will do then, if there is one.
 template <class T, class Done>
-void multiply(const Linear& linear, const Rows<T>& input, int item, int next, Done&& done) {
-  const int panel = item % panels(linear), block = item / panels(linear);
-  const int height = block_height(input.count), first = block * height;
-  const int count = std::min(height, input.count - first);
+void multiply(const Linear& linear, const Rows<T>& input, int item, int next,
+              Finishing<T, Done>& finishing) {
+  const int length = run_length(linear), height = block_height(input.count);
+  const int first = item / runs(linear) * height, count = std::min(height, input.count - first);
+  const int begin = item % runs(linear) * length, end = std::min(begin + length, panels(linear));
+  for (int panel = begin; panel < end; ++panel) {
 #if SLIPSTREAM_AMX
-  if (fits_tiles<T>(linear)) {
-    const bool more = next < panels(linear) * row_blocks(input.count);
-    const int64_t ahead = int64_t{next % panels(linear)} * PANEL * (linear.in / PER_UNIT<T>);
-    multiply_amx(linear, input, first, count, panel, more ? linear.weights + ahead : nullptr, done);
-    return;
-  }
+    if (fits_tiles<T>(linear)) {
+      const bool more = panel + 1 < end || next < items(linear, input.count);
+      const int64_t then = panel + 1 < end ? panel + 1 : next % runs(linear) * length;
+      const Unit* ahead = linear.weights + then * PANEL * (linear.in / PER_UNIT<T>);
+      multiply_amx(linear, input, first, count, panel, more ? ahead : nullptr, finishing);
+      continue;
+    }
 #endif
-  const int tiles = (count + ROW_TILE - 1) / ROW_TILE;
-  for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
-    const int from = count * t / tiles, to = count * (t + 1) / tiles;
-    with_constant<ROW_TILE>(to - from, [&](auto height) {
-      multiply_tile<T, height.value>(linear, input, first + from, panel, done);
-    });
+    const int tiles = (count + ROW_TILE - 1) / ROW_TILE;
+    for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
+      const int from = count * t / tiles, to = count * (t + 1) / tiles;
+      with_constant<ROW_TILE>(to - from, [&](auto tall) {
+        multiply_tile<T, tall.value>(linear, input, first + from, panel, finishing.done());
+      });
+    }
   }
+}
+
+// A whole product, by all threads of the team.
+template <class T, class Done>
+void share_product(Team& team, const Linear& linear, const Rows<T>& input, Done&& done) {
+  Finishing<T, std::decay_t<Done>> finishing(linear, input, done);
+  team.share_ahead(
+      items(linear, input.count),
+      [&](int item, int next) { multiply(linear, input, item, next, finishing); },
+      [&] { finishing.rest(); });
 }
 
 // One row as bytes around 128, and its scale: the largest magnitude becomes 127.

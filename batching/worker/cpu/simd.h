@@ -60,6 +60,16 @@ SLIPSTREAM_INLINE Int load_units(const Unit* source) {
 }
 
 SLIPSTREAM_INLINE void store(float* target, Vec x) { std::memcpy(target, &x, sizeof x); }
+
+// Past the caches: for what is not read again soon. `target` is aligned to 64 bytes.
+SLIPSTREAM_INLINE void stream(float* target, Vec x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(target, (__m512)x);
+#else
+  store(target, x);
+#endif
+}
+
 SLIPSTREAM_INLINE Vec splat(float x) { return Vec{} + x; }
 SLIPSTREAM_INLINE Int splat_unit(Unit x) { return Int{} + static_cast<int32_t>(x); }
 // The second operand where either is NaN, as the x86 instructions have it.

@@ -27,13 +27,15 @@ class Team {
     wait();
   }
 
-  // The same for work(i, next) that prefetches what this thread does next (`count` or more: none).
-  template <class Work>
-  void share_ahead(int count, Work&& work) {
+  // The same for work(i, next) that prefetches what this thread does next (`count` or more: none), and
+  // with last() at each thread's end.
+  template <class Work, class Last>
+  void share_ahead(int count, Work&& work, Last&& last) {
     for (int i = claim(), next; i < count; i = next) {
       next = claim();
       work(i, next);
     }
+    last();
     wait();
   }
 
