@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from batching.worker.attention import AttentionBackend, AttentionMetadata, LayerSpec
 from batching.worker.protocol import UnsupportedModelError
+from batching.worker.sampling import largest
 
 ATTENTION_NAME = "slipstream"
 
@@ -129,6 +130,9 @@ class Runner(Protocol):
         The caller may change them; the next call may overwrite them.
         """
 
+    def largest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`largest(logits(hidden))` int64 [n], where nothing else is wanted of the logits."""
+
 
 class PackedModel:
     """Implements `Runner` with the transformers model itself, bound to its KV pages."""
@@ -164,3 +168,6 @@ class PackedModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         output = self._head(input_ids=hidden[None], use_cache=False, return_dict=True)
         return output.logits[0].float()
+
+    def largest(self, hidden: torch.Tensor) -> torch.Tensor:
+        return largest(self.logits(hidden))

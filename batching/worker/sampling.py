@@ -99,6 +99,11 @@ class SamplingInputs:
     mask: Mask | None = None
     draws: tuple[Draws, ...] = ()
 
+    def is_plain(self) -> bool:
+        """Whether every row takes its largest logit, as it is."""
+        changes = (self.penalties, self.bias, self.restriction, self.mask)
+        return not self.draws and all(change is None for change in changes)
+
 
 def sample(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
     """Next tokens int64 [n]. Changes `logits` float32 [n, vocab] in place by all but draws."""

@@ -21,7 +21,7 @@ from batching.worker.grammar_masks import GrammarSlots, StepGrammars
 from batching.worker.logprobs import LogprobTensors, token_logprobs
 from batching.worker.protocol import Capabilities, WorkerConfig, WorkerError
 from batching.worker.sampler_state import SamplerState
-from batching.worker.sampling import sample
+from batching.worker.sampling import SamplingInputs, sample
 from batching.worker.slots import SlotTables, StepInputs
 
 PROMPT_LOGPROB_ROWS = 256  # prompt rows whose logits exist at once
@@ -138,14 +138,27 @@ class TorchWorker:
         if len(sampled) < len(plan.sequences):
             chosen = torch.tensor(sampled, device=self._device)
             slots, ends, rows = slots[chosen], ends[chosen], rows[chosen]
-        logits = self._model.logits(hidden if len(rows) == len(hidden) else hidden[rows])
+        hidden = hidden if len(rows) == len(hidden) else hidden[rows]
         sequences = [plan.sequences[i] for i in sampled]
-        params = [self._sampler.params(s.slot) for s in sequences]
-        pending.logprob_rows = [i for i, p in enumerate(params) if p.logprobs is not None]
         pending.slots = [s.slot for s in sequences]
+        params = [self._sampler.params(slot) for slot in pending.slots]
+        pending.logprob_rows = [i for i, p in enumerate(params) if p.logprobs is not None]
+        pending.logprob_tops = [params[i].logprobs or 0 for i in pending.logprob_rows]
+        pending.grammars = self._grammars.step(pending.slots)
         how = self._sampler.inputs(pending.slots, [s.start + s.count for s in sequences])
-        pending.grammars = grammars = self._grammars.step(pending.slots)
-        raw = logits
+        if how.is_plain() and not pending.logprob_rows and pending.grammars is None:
+            tokens = self._model.largest(hidden)
+        else:
+            tokens = self._choose(self._model.logits(hidden), how, pending)
+        self._sampler.record(tokens)
+        self._slots.append(slots, ends, tokens)
+        pending.tokens = tokens.to("cpu", non_blocking=True)
+
+    def _choose(
+        self, logits: torch.Tensor, how: SamplingInputs, pending: PendingStep
+    ) -> torch.Tensor:
+        """Tokens int64 [n] of logits [n, vocab], which change; with the logprobs asked for."""
+        raw, grammars = logits, pending.grammars
         if pending.logprob_rows:
             wanted = torch.tensor(pending.logprob_rows, device=self._device)
             raw = logits[wanted]  # a copy: logprobs are those before penalties and bias
@@ -155,13 +168,10 @@ class TorchWorker:
             if grammars is not None:
                 how.mask = grammars.mask(self._device)
             tokens = sample(logits, how)
-        self._sampler.record(tokens)
-        self._slots.append(slots, ends, tokens)
-        pending.tokens = tokens.to("cpu", non_blocking=True)
         if pending.logprob_rows:
-            pending.logprob_tops = [params[i].logprobs or 0 for i in pending.logprob_rows]
             top = max(pending.logprob_tops)
             pending.logprobs = token_logprobs(raw, tokens[wanted], top).to_host()
+        return tokens
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: torch.Tensor, pending: PendingStep) -> None:
         """Score the prompt tokens that this step's rows predict, a bounded number at a time."""

@@ -23,6 +23,7 @@ from tests.worker.harness import Harness, Outcome, request
 
 WIDE = [name for name in tiny_models.ARCHITECTURES if name.endswith("_wide")]
 LENGTHS = (3, 20, 45, 70)
+WIDTH = tiny_models.WIDE["hidden_size"]
 
 
 @pytest.mark.parametrize("name", WIDE)
@@ -87,6 +88,24 @@ def test_logprobs_keep_their_bits_in_every_batch_mix(
         ]
     single = worker_of(folder, threads=1, **how)
     assert serve(single, prompts()[:1]) == alone[:1]
+
+
+@pytest.mark.parametrize("how", [{"dtype": "float32"}, {"dtype": "bfloat16"},
+                                 {"dtype": "bfloat16", "quantization": "int8"}])  # fmt: skip
+def test_the_largest_is_the_logits_first_largest(how: dict[str, str], tmp_path: Path) -> None:
+    folder = tiny_models.save("llama_wide", tmp_path, vocab_size=40)  # padded to 64 columns
+    model = worker_of(folder, threads=2, **how)._model
+    assert isinstance(model, decoder.CpuDecoder)
+    generator = torch.Generator().manual_seed(5)
+    weights = model.logits(torch.eye(WIDTH, dtype=model._dtype)).T.clone()
+    # Below the zeros of the padding.
+    negative = torch.linalg.pinv(weights) @ torch.rand(40, 3, generator=generator).sub(2)
+    assert (model.logits(negative.T.to(model._dtype)) < 0).all()
+    for rows in (negative.T, *(torch.randn(n, WIDTH, generator=generator) for n in (1, 40, 70))):
+        hidden = rows.to(model._dtype)
+        logits = model.logits(hidden)
+        assert torch.equal(model.largest(hidden), logits.argmax(dim=-1))
+    assert not model.largest(torch.zeros(5, WIDTH, dtype=model._dtype)).any()  # all are equal
 
 
 def test_int8_weights_stay_near_the_model(tmp_path: Path) -> None:

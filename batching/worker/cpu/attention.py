@@ -90,7 +90,7 @@ class _Touching:
 
     def __init__(self, library: ctypes.CDLL, tensors: list[torch.Tensor]) -> None:
         self._library, self._tensors = library, tensors
-        spans = (_Span * len(tensors))(*((t.data_ptr(), t.nbytes) for t in tensors))
+        spans = (_Span * len(tensors))(*(_Span(t.data_ptr(), t.nbytes) for t in tensors))
         self._thread = library.slipstream_touch(spans, len(tensors))
 
     def __del__(self) -> None:

@@ -173,6 +173,20 @@ class CpuDecoder:
         )
         return output[:, : self._vocabulary]
 
+    def largest(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.contiguous()
+        output = torch.empty(len(hidden), dtype=torch.int64)
+        self._library.slipstream_project_largest(
+            ctypes.byref(self._head),
+            ctypes.c_void_p(hidden.data_ptr()),
+            len(hidden),
+            self._vocabulary,
+            ctypes.c_void_p(output.data_ptr()),
+            torch.get_num_threads(),
+            self._is_bfloat16,
+        )
+        return output
+
     def _allocate(self, rows: int) -> list[torch.Tensor]:
         """Buffers in the order of `_Pass`, from the residual stream on."""
         layer, hidden = self._layers[0], self._decoder.hidden

@@ -1,4 +1,6 @@
 // The C interface: see the Python files of the same names for contracts and layouts.
+#include <omp.h>
+
 #include <bit>
 
 #include "decoder.h"
@@ -16,6 +18,7 @@ static void leave_region() {
 // Threads take the next piece of work when they are free: on a shared machine one may be slower.
 template <class T>
 static void attend(const Step& step, const Layer& layer, const Tensors& tensors, Plan& plan) {
+  const AtWork now;
   const int runs = ceil_div(step.tokens, WRITE_RUN) * layer.kv_heads;
   const auto write = [&](int i) { write_run<T>(step, layer, tensors, i); };
   // A few tokens are sooner written by one thread than all threads have met at a barrier.
@@ -33,6 +36,7 @@ static void attend(const Step& step, const Layer& layer, const Tensors& tensors,
 
 template <class T, bool QUANTIZED>
 static void decode(const Decoder& decoder, const Pass& pass, const Step& step) {
+  const AtWork now;
   Team team(step.threads);
 #pragma omp parallel num_threads(step.threads)
   {
@@ -41,28 +45,87 @@ static void decode(const Decoder& decoder, const Pass& pass, const Step& step) {
   }
 }
 
-template <class T>
-static void project(const Linear& linear, const T* input, int rows, float* output, int threads) {
+// done() gets the columns of input x linear.
+template <class T, class Done>
+static void project(Team& team, const Linear& linear, const T* input, int rows, Int8* bytes,
+                    float* scales, Done&& done) {
+  if (!linear.scales) return share_product(team, linear, Rows<T>{input, nullptr, rows}, done);
+  team.share(rows, [&](int row) {
+    const int64_t offset = int64_t{row} * linear.in;
+    scales[row] = quantize_row(input + offset, linear.in, bytes + offset);
+  });
+  share_product(team, linear, Rows<Int8>{bytes, scales, rows}, done);
+}
+
+// Runs use(thread's number, product) on every thread, where product(done) is all of the projection.
+template <class T, class Use>
+static void project_by_threads(const Linear& linear, const T* input, int rows, int threads,
+                               Use&& use) {
+  const AtWork now;
   Team team(threads);
   std::vector<Int8> bytes(linear.scales ? static_cast<size_t>(rows) * linear.in : 0);
   std::vector<float> scales(rows);
-  const auto store_columns = [&](int row, int panel, Vec low, Vec high) {
-    float* target = output + int64_t{row} * linear.columns + panel * PANEL;
-    stream(target, low);
-    stream(target + LANES, high);
-  };
 #pragma omp parallel num_threads(threads)
   {
-    if (linear.scales)
-      team.share(rows, [&](int row) {
-        const int64_t offset = int64_t{row} * linear.in;
-        scales[row] = quantize_row(input + offset, linear.in, bytes.data() + offset);
-      });
-    if (linear.scales)
-      share_product(team, linear, Rows<Int8>{bytes.data(), scales.data(), rows}, store_columns);
-    else
-      share_product(team, linear, Rows<T>{input, nullptr, rows}, store_columns);
+    use(omp_get_thread_num(), [&](auto&& done) {
+      project(team, linear, input, rows, bytes.data(), scales.data(), done);
+    });
     leave_region();
+  }
+}
+
+template <class T>
+static void project_all(const Linear& linear, const T* input, int rows, float* output,
+                        int threads) {
+  project_by_threads(linear, input, rows, threads, [&](int, auto&& product) {
+    product([&](int row, int panel, Vec low, Vec high) {
+      float* target = output + int64_t{row} * linear.columns + panel * PANEL;
+      stream(target, low);
+      stream(target + LANES, high);
+    });
+  });
+}
+
+// The largest column so far, in each lane; of equals the first.
+struct Largest {
+  Vec value = splat(NEG_INF);
+  Int column{};
+
+  SLIPSTREAM_INLINE void consider(Vec x, int first) {
+    const Int above = x > value;
+    value = above ? x : value;
+    column = above ? first + lane_index() : column;
+  }
+};
+
+// Without writing the logits down: they are a hundred times as much as what is asked of them.
+template <class T>
+static void project_largest(const Linear& linear, const T* input, int rows, int columns,
+                            int64_t* output, int threads) {
+  std::vector<Largest> found(static_cast<size_t>(threads) * rows);
+  project_by_threads(linear, input, rows, threads, [&](int thread, auto&& product) {
+    Largest* mine = found.data() + static_cast<size_t>(thread) * rows;
+    product([&](int row, int panel, Vec low, Vec high) {
+      const int first = panel * PANEL;
+      if (first + PANEL > columns) {  // padding
+        low = first + lane_index() < columns ? low : splat(NEG_INF);
+        high = first + LANES + lane_index() < columns ? high : splat(NEG_INF);
+      }
+      mine[row].consider(low, first);
+      mine[row].consider(high, first + LANES);
+    });
+  });
+  for (int row = 0; row < rows; ++row) {
+    float best = NEG_INF;
+    int64_t column = 0;
+    for (int t = 0; t < threads; ++t)
+      for (int lane = 0; lane < LANES; ++lane) {
+        const Largest& one = found[static_cast<size_t>(t) * rows + row];
+        const float value = one.value[lane];
+        if (value > best || (value == best && one.column[lane] < column))
+          best = value, column = one.column[lane];
+      }
+    output[row] = column;
   }
 }
 
@@ -149,9 +212,19 @@ void slipstream_decode(const Decoder* decoder, const Pass* pass, const Step* ste
 void slipstream_project(const Linear* linear, const void* input, int32_t rows, float* output,
                         int32_t threads, int32_t bfloat16) {
   if (bfloat16)
-    project(*linear, static_cast<const BFloat16*>(input), rows, output, threads);
+    project_all(*linear, static_cast<const BFloat16*>(input), rows, output, threads);
   else
-    project(*linear, static_cast<const float*>(input), rows, output, threads);
+    project_all(*linear, static_cast<const float*>(input), rows, output, threads);
+}
+
+// output [rows]: which of the first `columns` columns of the same is largest, of equals the first.
+void slipstream_project_largest(const Linear* linear, const void* input, int32_t rows,
+                                int32_t columns, int64_t* output, int32_t threads,
+                                int32_t bfloat16) {
+  if (bfloat16)
+    project_largest(*linear, static_cast<const BFloat16*>(input), rows, columns, output, threads);
+  else
+    project_largest(*linear, static_cast<const float*>(input), rows, columns, output, threads);
 }
 
 // Ends with slipstream_stop_touching, before which the spans must stay.

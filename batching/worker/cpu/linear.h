@@ -171,7 +171,8 @@ void multiply_amx(const Linear& linear, const Rows<T>& input, int first, int cou
   const int groups = (count + GROUP - 1) / GROUP;
   // The hardware reads ahead well enough while every step reads weights.
   const bool help = next && groups > 1;
-  ReadAhead ahead{reinterpret_cast<const char*>(next), help ? (STEP_LINES + groups - 1) / groups : 0};
+  const int lines = help ? (STEP_LINES + groups - 1) / groups : 0;
+  ReadAhead ahead{reinterpret_cast<const char*>(next), lines};
   for (int from = 0; from < count; from += GROUP) {
     const int height = std::min(GROUP, count - from);
     const bool lower = height > TILE_HEIGHT;
@@ -194,7 +195,9 @@ bool fits_tiles(const Linear& linear) {
 // Items of a product: a block of rows times a run of panels. Where there are many, a run has two, so
 // that half a cache line of results is not written by one thread and half by another.
 inline int run_length(const Linear& linear) { return panels(linear) < 64 ? 1 : 2; }
-inline int runs(const Linear& linear) { return (panels(linear) + run_length(linear) - 1) / run_length(linear); }
+inline int runs(const Linear& linear) {
+  return (panels(linear) + run_length(linear) - 1) / run_length(linear);
+}
 inline int items(const Linear& linear, int rows) { return row_blocks(rows) * runs(linear); }
 
 // One item. `next` is the item that this thread will do then, if there is one.

@@ -2,16 +2,26 @@
 //
 // The system provides memory when it is first written. In virtual machines that can take seconds per
 // gigabyte, as the host has to find it too; a step on blocks that were never used would wait for it.
+// Nor may a step wait for this: a system call of the lowest priority, too, keeps its core for a while.
 #pragma once
 
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
 namespace slipstream {
+
+inline std::atomic<int> at_work{0};  // calls that compute
+
+struct AtWork {
+  AtWork() { at_work.fetch_add(1, std::memory_order_relaxed); }
+  ~AtWork() { at_work.fetch_sub(1, std::memory_order_relaxed); }
+};
 
 struct Span {
   char* start;
@@ -42,6 +52,8 @@ class Toucher {
     for (int64_t from = 0; from < longest; from += STRETCH)
       for (const Span& span : spans)
         for (int64_t at = from; at < std::min(span.bytes, from + STRETCH); at += PAGE) {
+          while (at_work.load(std::memory_order_relaxed) && !stop_)
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
           if (stop_) return;
           // Atomic, because a step may be writing the same word.
           __atomic_fetch_or(reinterpret_cast<uint32_t*>(span.start + at), 0, __ATOMIC_RELAXED);
