@@ -50,7 +50,7 @@ EXPOSE 8000
 USER 10001
 # The start period covers the download of a large model.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ['SLIPSTREAM_PORT']}/health\", timeout=4)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as r; e = os.environ; r.urlopen(f\"http{'s' if e.get('SLIPSTREAM_TLS_CERT') else ''}://127.0.0.1:{e['SLIPSTREAM_PORT']}/health\", timeout=4, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["slipstream"]
 CMD ["serve"]
 

@@ -17,6 +17,7 @@ usage: slipstream COMMAND [flags]
   serve [MODEL]   serve a model over HTTP (default: the built-in model)
   bench           measure an OpenAI-style server
   compare A B     what changed between two results; fails on a regression
+  key new NAME    make an API key for a file of keys
   calibrate       measure how long a model's steps take on this machine
   simulate TRACE  predict what a server or a hundred would do under recorded traffic
   fit [MODEL]     whether a model fits on what hardware, its speed, cost and settings
@@ -53,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from loadtest.twin.plan import main as plan
 
             return plan(rest)
+        case "key":
+            from app.new_key import main as key
+
+            return key(rest)
         case "compare":
             from loadtest.compare import main as compare
 

@@ -94,6 +94,7 @@ class Generation:
         service.flights.depart(flight, requests[0])
         try:
             self._check_deadline(requests)
+            terms.quota.take_prompt(self._prompt_tokens)
             for request in requests:
                 self._streams.append(service.engine.submit(request))
                 service.backlog.join(request)
@@ -107,6 +108,11 @@ class Generation:
         self._watcher = asyncio.create_task(self._watch(receive))
         return self
 
+    @property
+    def _prompt_tokens(self) -> int:
+        """Each prompt counts once."""
+        return sum(len(job.prompt) for job in self.jobs[:: self._samples])
+
     def _requests(self) -> list[Request]:
         name, arrival, terms = uuid4().hex, self._service.clock(), self._terms
         return [
@@ -116,6 +122,7 @@ class Generation:
                 params=job.params,
                 arrival=arrival,
                 priority=terms.priority,
+                tenant=terms.tenant,
                 deadline=terms.deadline,
                 end_by=terms.end_by,
                 salt=terms.salt,
@@ -194,12 +201,12 @@ class Generation:
             raise ClientDisconnect
         metrics = self._service.metrics
         metrics.generation_tokens += choice.tokens - before
+        self._terms.quota.tokens.take(choice.tokens - before)
         if self._queued:
             self._leave_queue(index)
         if not self._heard:
             self._heard = True
-            prompts = sum(len(job.prompt) for job in self.jobs[:: self._samples])
-            metrics.generation_started(self._samples, prompts)
+            metrics.generation_started(self._samples, self._prompt_tokens)
         metrics.cached_tokens += event.cached_tokens or 0
         return delta
 

@@ -17,6 +17,7 @@ from app.served import Served
 
 HEALTH_PATHS = ("/health", "/ping", "/ready")
 OPEN_PATHS = frozenset({*HEALTH_PATHS, "/live"})
+ADMIN_PATHS = ("/metrics", "/debug")  # and what is below them
 _OK = b'{"status":"ok"}'
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import re
 import time
-from collections.abc import Sequence
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,7 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.anthropic.errors import PREFIX
 from app.errors import ApiError
-from app.health import OPEN_PATHS
+from app.health import ADMIN_PATHS, OPEN_PATHS
+from app.keys import Key, KeyRing
+from app.quota import Quota
 from app.served import Served
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,200}")
@@ -56,38 +55,65 @@ def tenant_of(scope: Scope) -> str:
 
 
 class ApiKeys:
-    """Refuses requests without one of the keys, before anything of them is read."""
+    """Refuses requests without a key that may make them, before anything of them is read."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        key = self._key(scope)
-        if key is not None:
-            # What belongs to a key's holder is known by this name, also after a restart.
-            scope["state"]["tenant"] = hashlib.sha256(key).hexdigest()[:32]
+        key = self._keys.find(_secret(scope))
+        if (error := self._fault(scope["path"], key)) is not None:
+            await error.response(scope)(scope, receive, send)
+        elif key is None:
+            await self._app(scope, receive, send)
+        else:
+            scope["state"].update(key=key, tenant=key.name)
+            await self._within_quota(key.quota, scope, receive, send)
+
+    def _fault(self, path: str, key: Key | None) -> ApiError | None:
+        is_guarded = self._keys.guards_admin and path.startswith(ADMIN_PATHS)
+        if key is None and (is_guarded or self._keys.required):
+            return ApiError(
+                "invalid or missing API key; send it as Authorization: Bearer KEY",
+                status=401,
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        if key is not None and is_guarded and not key.rights.admin:
+            return ApiError("this key is not an admin's", status=403, code="admin_only")
+        return None
+
+    async def _within_quota(self, quota: Quota, scope: Scope, receive: Receive, send: Send) -> None:
+        """What makes work is counted, and is told what is left."""
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(quota.headers())
+            await send(message)
+
+        if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        error = ApiError(
-            "invalid or missing API key; send it as Authorization: Bearer KEY",
-            status=401,
-            code="invalid_api_key",
-            headers={"www-authenticate": "Bearer"},
-        )
-        await error.response(scope)(scope, receive, send)
+        try:
+            quota.enter()
+        except ApiError as error:
+            await error.response(scope)(scope, receive, send_with_limits)
+            return
+        try:
+            await self._app(scope, receive, send_with_limits)
+        finally:
+            quota.leave()
 
-    def _key(self, scope: Scope) -> bytes | None:
-        """The key that the request has, if it is one of ours."""
-        headers = Headers(scope=scope)
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        # Every key is compared, so that the time taken says nothing about them.
-        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
-        return self._keys[matches.index(True)] if any(matches) else None
+
+def _secret(scope: Scope) -> bytes:
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return given.encode("latin-1")
 
 
 class Draining:

@@ -20,7 +20,7 @@ from app.errors import ApiError, engine_error
 from app.pool_inputs import Encoded
 from app.pool_metrics import PoolMetrics
 from app.pool_tokenizer import PoolTokenizer
-from app.terms import TIMEOUT_HEADER, end_by, expired
+from app.terms import TIMEOUT_HEADER, end_by, expired, key_of
 from batching.core.types import EngineStats, PoolRequest, PoolResult
 from batching.engine.pool_client import PoolCall, PoolError
 from batching.worker.pool_protocol import PoolCapabilities
@@ -96,6 +96,7 @@ class PoolModel:
         call = watcher = timer = None
         reason = "error"
         try:
+            key_of(request).quota.take_prompt(tokens)
             call = self.engine.submit(self._requests(texts))
             watcher = asyncio.create_task(_watch(call, request.receive))
             if end is not None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from app.engines import Engines
 from app.errors import install_error_handlers
 from app.http_protocol import HttpProtocol
+from app.keys import KeyFileError, KeyRing
 from app.middleware import ApiKeys, Draining, RequestId
 from app.responses.store import ResponseStoreError
 from app.routes import add_routes
@@ -26,6 +30,7 @@ from app.service import Service
 from app.shutdown import Signals, drain
 from app.startup_log import log_ready
 from app.template import renderer
+from app.tls import TlsError, tls_options
 from app.tokenizer import TokenizerError
 from batching.engine.client import EngineStartError
 from config.settings import EngineSettings, ServerSettings
@@ -40,15 +45,36 @@ _OPEN_FILES = 65536
 # Bytes of an answer that the system takes before they can be sent, rather than megabytes: so that
 # it is noticed early that a client does not read, and its events merge.
 _UNSENT_BYTES = 131072
+# What a web page of another origin may read of an answer.
+_EXPOSED = (
+    "x-request-id", "retry-after", *(
+        f"x-ratelimit-{what}-{unit}"
+        for what in ("limit", "remaining", "reset")
+        for unit in ("requests", "tokens")
+    ),
+)  # fmt: skip
 
 
-def create_app(served: Served | Service) -> FastAPI:
-    """The ASGI application of the served models, or of a single one that generates."""
+def create_app(served: Served | Service, keys: KeyRing | None = None) -> FastAPI:
+    """The ASGI application of the served models, or of a single one that generates.
+
+    `keys` are by default those of the settings. Raises `KeyFileError`.
+    """
     if isinstance(served, Service):
         served = Served(served)
     middleware = [Middleware(RequestId)]
-    if served.settings.api_keys:
-        middleware.append(Middleware(ApiKeys, keys=served.settings.api_keys))
+    if origins := served.settings.cors_origins:
+        # Before the keys are asked for: a browser asks first whether it may, and without one.
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=("*",),
+                allow_headers=("*",),
+                expose_headers=_EXPOSED,
+            )
+        )
+    middleware.append(Middleware(ApiKeys, keys=keys or KeyRing(served.settings)))
     middleware.append(Middleware(Draining, served=served))
     app = FastAPI(title="Slipstream", middleware=middleware, docs_url=None, redoc_url=None)
     install_error_handlers(app)
@@ -73,22 +99,29 @@ async def _serve(
     engine: EngineSettings, settings: ServerSettings, pools: Mapping[str, EngineSettings]
 ) -> int:
     try:
+        keys = KeyRing(settings)
+        tls = tls_options(settings)
         listener = _bind(settings.host, settings.port)
+    except (KeyFileError, TlsError) as error:
+        logger.error("%s", error)
+        return 1
     except OSError as error:
         logger.error("cannot listen on %s port %d: %s", settings.host, settings.port, error)
         return 1
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keys.reload)
     name = settings.served_model_name or Path(engine.model).name
     engines = Engines()
     signals = Signals(engines.kill)
     try:
         slow_import = asyncio.create_task(asyncio.to_thread(renderer))  # meanwhile
-        generator = None if name in pools else engine
+        generator = None if name in pools else with_policy(engine, settings)
         served = await signals.unless_told(engines.start(settings, name, generator, pools))
         if served is None:
             return signals.status
         await slow_import
         try:
-            return await _serve_http(served, engines, listener, signals)
+            app = create_app(served, keys)
+            return await _serve_http(app, tls, served, engines, listener, signals)
         finally:
             if served.generator is not None:
                 served.generator.responses.close()
@@ -98,6 +131,14 @@ async def _serve(
     finally:
         await engines.close()
         listener.close()
+
+
+def with_policy(engine: EngineSettings, settings: ServerSettings) -> EngineSettings:
+    """The engine's settings with a policy instead of "auto"."""
+    if engine.policy != "auto":
+        return engine
+    several = len(settings.api_keys) > 1 or settings.api_key_file
+    return engine.model_copy(update={"policy": "fair" if several else "fcfs"})
 
 
 def raise_open_files_limit() -> None:
@@ -126,10 +167,15 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve_http(
-    served: Served, engines: Engines, listener: socket.socket, signals: Signals
+    app: FastAPI,
+    tls: dict[str, Any],
+    served: Served,
+    engines: Engines,
+    listener: socket.socket,
+    signals: Signals,
 ) -> int:
     config = uvicorn.Config(
-        create_app(served),
+        app,
         http=HttpProtocol,
         ws="none",
         lifespan="off",
@@ -137,9 +183,11 @@ async def _serve_http(
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
+        **tls,
     )
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     log_ready({model.name: model.capabilities for model in served.models}, url)
     server = _HttpServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -10,9 +10,13 @@ from starlette.requests import Request
 
 from app.admission import whole_seconds
 from app.errors import ApiError
+from app.keys import ANYONE, Key
+from app.quota import Quota
 
 TIMEOUT_HEADER = "request-timeout-ms"
 TTFT_HEADER = "x-slo-ttft-ms"
+FAIRNESS_HEADER = "x-gateway-inference-fairness-id"
+_MAX_TENANT = 200
 _MILLISECONDS = re.compile(r"[0-9]{1,8}(\.[0-9]{1,3})?", re.ASCII)
 _MAX_MILLISECONDS = 86_400_000.0  # a day
 
@@ -32,18 +36,47 @@ class Terms(NamedTuple):
     deadline: float | None = None  # for the first token of every choice
     end_by: float | None = None  # for the whole answer
     priority: int = 0
+    tenant: str = ""  # whose share of the engine it uses
     salt: bytes = b""
+    quota: Quota = ANYONE.quota
 
     @classmethod
     def of(cls, request: Request, fields: RunFields) -> Terms:
-        """Those of a request. Raises `ApiError` for a header that makes no sense."""
+        """Those of a request. Raises `ApiError` for a header that makes no sense, or a priority
+        that its key may not ask for."""
+        key = key_of(request)
+        key.check_priority(fields.priority)
         arrival = arrival_of(request)
         first, whole = _seconds(request, TTFT_HEADER), _seconds(request, TIMEOUT_HEADER)
         end_by = None if whole is None else arrival + whole
         deadline = end_by if first is None else arrival + first
         if deadline is not None and end_by is not None:
             deadline = min(deadline, end_by)
-        return cls(deadline, end_by, fields.priority, (fields.cache_salt or "").encode())
+        salt = (fields.cache_salt or "").encode()
+        if key.name:  # what one key's prompts left in the cache, no other can find
+            salt = key.name.encode() + b"\0" + salt
+        return cls(deadline, end_by, fields.priority, _tenant(request, key), salt, key.quota)
+
+
+def key_of(request: Request) -> Key:
+    """Whose request it is."""
+    key = request.scope.get("state", {}).get("key", ANYONE)
+    assert isinstance(key, Key)
+    return key
+
+
+def _tenant(request: Request, key: Key) -> str:
+    """The key's holder, or whom a gateway names. Others could multiply their share by it."""
+    named = request.headers.get(FAIRNESS_HEADER, "")
+    if not named or not key.rights.gateway:
+        return key.name
+    if len(named) > _MAX_TENANT:
+        raise ApiError(
+            f"{FAIRNESS_HEADER}: at most {_MAX_TENANT} characters",
+            param=FAIRNESS_HEADER,
+            code="invalid_value",
+        )
+    return f"{key.name}/{named}"
 
 
 def arrival_of(request: Request) -> float:

@@ -54,7 +54,7 @@ class ServeParser(OneLineParser):
         for title, model in _GROUPS.items():
             lines.append(title)
             lines += [
-                f"  {_usage(name, field):<{_COLUMN - 2}}{field.description}{_default(field)}"
+                f"  {_usage(name, field):<{_COLUMN - 3}} {field.description}{_default(field)}"
                 for name, field in model.model_fields.items()
                 if name != "model"
             ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -48,8 +48,8 @@ class EngineSettings(BaseModel):
     num_blocks: int | None = Field(None, ge=2, description="KV pool size in blocks, instead of GiB")
     memory_fraction: Fraction = Field(0.9, description="share of free memory the engine may use")
     prefix_caching: bool = Field(True, description="share KV blocks between equal prompt prefixes")
-    policy: Literal["fcfs", "priority", "deadline", "fair"] = Field(
-        "fcfs", description="who goes first when not all fit"
+    policy: Literal["auto", "fcfs", "priority", "deadline", "fair"] = Field(
+        "auto", description="who goes first; auto: fair with several keys"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; default: cores")
     worker: Literal["torch", "simulated"] = Field(
@@ -78,6 +78,12 @@ class ServerSettings(BaseModel):
         (), description="[NAME=]MODEL of embedders and rerankers to serve beside"
     )
     api_keys: tuple[str, ...] = Field((), description="when set, requests need one as bearer token")
+    api_key_file: str = Field("", description="YAML of hashed keys and quotas, reread when changed")
+    admin_key: str = Field("", description="when set, /metrics and /debug need it")
+    cors_origins: tuple[str, ...] = Field((), description="web pages that may call; * for all")
+    tls_cert: str = Field("", description="PEM file of the certificate chain: serve HTTPS")
+    tls_key: str = Field("", description="PEM file of its key, if not in the same file")
+    tls_client_ca: str = Field("", description="PEM file; clients need a certificate by it")
     max_queued_requests: int = Field(1024, ge=1, description="beyond this, 429")
     max_queued_tokens: int = Field(4_194_304, ge=1, description="beyond this, 429")
     max_body_bytes: int = Field(16_777_216, ge=1024, description="larger bodies get 413")
@@ -86,3 +92,10 @@ class ServerSettings(BaseModel):
     max_stored_responses: int = Field(4096, ge=1, description="beyond this the oldest is dropped")
     drain_seconds: float = Field(30.0, ge=0, description="grace for open streams on SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="logs")
+
+    @field_validator("tls_key", "tls_client_ca")
+    @classmethod
+    def _only_with_a_certificate(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("tls_cert"):
+            raise ValueError("only with tls_cert")
+        return value

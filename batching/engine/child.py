@@ -125,7 +125,7 @@ def _limits(settings: EngineSettings, capabilities: Capabilities) -> Limits:
         max_model_len=capabilities.max_model_len,
         max_step_tokens=capabilities.max_step_tokens,
         inter_token_target=settings.inter_token_target_ms / 1e3,
-        policy=settings.policy,
+        policy="fcfs" if settings.policy == "auto" else settings.policy,
         prefix_caching=settings.prefix_caching,
         overlap=capabilities.overlap,
     )

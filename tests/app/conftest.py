@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.flights.recorder import FlightRecorder
 from app.http_protocol import HttpProtocol
+from app.keys import KeyRing
 from app.metrics import Metrics
 from app.server import create_app
 from app.service import Service
@@ -86,7 +87,8 @@ class Server:
     def __init__(self, service: Service, engine: FakeEngine) -> None:
         self.service = service
         self.engine = engine
-        self.app = create_app(service)
+        self.keys = KeyRing(service.settings)
+        self.app = create_app(service, self.keys)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -49,7 +50,13 @@ class ServerProcess:
 
     def __init__(self, log_path: Path, *arguments: str) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.tls: ssl.SSLContext | bool = True  # how its certificate is verified
+        scheme = "http"
+        if "--tls-cert" in arguments:
+            scheme = "https"
+            certificate = arguments[arguments.index("--tls-cert") + 1]
+            self.tls = ssl.create_default_context(cafile=certificate)
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         self._log_path = log_path
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -66,7 +73,7 @@ class ServerProcess:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended at start:\n{self.log()}")
             try:
-                if httpx.get(f"{self.url}/ready", timeout=2.0).status_code == 200:
+                if httpx.get(f"{self.url}/ready", timeout=2.0, verify=self.tls).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
