@@ -98,6 +98,8 @@ class KeyRing:
     def find(self, secret: bytes) -> Key | None:
         """The key with this secret."""
         self._look_for_changes()
+        if not secret:
+            return None
         # Where a lookup fails early tells something about a hash, and of the secret nothing.
         digest = hashlib.sha256(secret).hexdigest()
         key = self._by_digest.get(digest)

@@ -54,6 +54,12 @@ def tenant_of(scope: Scope) -> str:
     return str(scope.get("state", {}).get("tenant", ""))
 
 
+def sees(scope: Scope) -> str | None:
+    """Whose requests it may be told of: its tenant's; an admin's key sees all (None)."""
+    key = scope.get("state", {}).get("key")
+    return None if key is not None and key.rights.admin else tenant_of(scope)
+
+
 class ApiKeys:
     """Refuses requests without a key that may make them, before anything of them is read."""
 

@@ -45,14 +45,6 @@ _OPEN_FILES = 65536
 # Bytes of an answer that the system takes before they can be sent, rather than megabytes: so that
 # it is noticed early that a client does not read, and its events merge.
 _UNSENT_BYTES = 131072
-# What a web page of another origin may read of an answer.
-_EXPOSED = (
-    "x-request-id", "retry-after", *(
-        f"x-ratelimit-{what}-{unit}"
-        for what in ("limit", "remaining", "reset")
-        for unit in ("requests", "tokens")
-    ),
-)  # fmt: skip
 
 
 def create_app(served: Served | Service, keys: KeyRing | None = None) -> FastAPI:
@@ -71,7 +63,7 @@ def create_app(served: Served | Service, keys: KeyRing | None = None) -> FastAPI
                 allow_origins=origins,
                 allow_methods=("*",),
                 allow_headers=("*",),
-                expose_headers=_EXPOSED,
+                expose_headers=("*",),
             )
         )
     middleware.append(Middleware(ApiKeys, keys=keys or KeyRing(served.settings)))

@@ -12,7 +12,7 @@ from app.errors import ApiError
 from app.flights.recorder import KEPT_LANES
 from app.flights.verdict import tell
 from app.flights.waterfall import View, Waterfall
-from app.middleware import tenant_of
+from app.middleware import sees
 from app.query import limit_of, parameters
 from app.service import Service
 
@@ -47,7 +47,7 @@ async def list_requests(service: Service, request: Request) -> Response:
     `limit` of them, by default 50.
     """
     limit = limit_of(parameters(request, {"limit"}), _PAGE, _MAX_PAGE)
-    tenant = tenant_of(request.scope)
+    tenant = sees(request.scope)
     view = View(service.flights, tenant)
     flights = islice(service.flights.newest(tenant), limit)
     return _json(RequestList([_summary(tell(view, flight)) for flight in flights]))
@@ -56,7 +56,7 @@ async def list_requests(service: Service, request: Request) -> Response:
 async def get_request(service: Service, request: Request) -> Response:
     """What happened to a request, when and why: the id is its `x-request-id` or its answer's id."""
     parameters(request, set())
-    id, tenant = request.path_params["id"], tenant_of(request.scope)
+    id, tenant = request.path_params["id"], sees(request.scope)
     flight = service.flights.find(id, tenant)
     if flight is None:
         message = f"no request with the id {id[:200]!r} is among the last {KEPT_LANES}"

@@ -59,7 +59,7 @@ class WaitingQueue:
         if policy not in POLICIES:
             raise ValueError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
         self.order = POLICIES[policy]
-        self._fair = policy == "fair"
+        self.is_fair = policy == "fair"
         self._queues: dict[str, list[Sequence]] = {}  # only non-empty ones
         self._served: dict[str, int] = {}
         self._active: dict[str, int] = {}  # unfinished requests by tenant
@@ -115,11 +115,11 @@ class WaitingQueue:
 
     def charge(self, sequence: Sequence, tokens: int) -> None:
         """Count tokens served to the sequence's tenant."""
-        if self._fair:
+        if self.is_fair:
             self._served[sequence.request.tenant] += tokens
 
     def _tenant(self, sequence: Sequence) -> str:
-        return sequence.request.tenant if self._fair else ""
+        return sequence.request.tenant if self.is_fair else ""
 
     def _forget_idle(self, least: int) -> None:
         """Drop counters that the next lift would overwrite anyway."""

@@ -7,6 +7,7 @@ in quarantine, because the worker still reads and writes it.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from operator import attrgetter
 
 from batching.core.admission import OutputForecast, future_peak
@@ -123,7 +124,7 @@ class Residents:
         return blocks
 
     def lack(self, head: Sequence) -> Lack:
-        """Why `head` still waits after a step was planned."""
+        """Why `head` still waits since the last step was planned."""
         if not self._slots:
             return Lack.SLOTS
         refused = self._refused is not None and self._refused[0] is head
@@ -140,16 +141,38 @@ class Residents:
         while not self.pool.free:
             if self._quarantine:
                 return False  # blocks return with the next commit; preempting more is premature
-            victim = self.running.pop()
-            self._release(victim)
-            victim.preemptions += 1
-            preempted.append(victim.id)
-            self.preemptions += 1
+            victim = self.running[-1]
+            self._preempt(victim, preempted)
             self.output_forecast.preempted()
-            self._waiting.push(victim)
             if victim is sequence:
                 return False
         return True
+
+    def share_slots(self, preempted: list[str]) -> None:
+        """Under "fair": if the queue's head finds no room, take it from a tenant that has more.
+
+        That tenant was served more as well, and keeps at least as many slots as the head's tenant
+        then has, so that slots are not taken to and fro. Its newest sequence goes; as its blocks
+        stay in the cache, little is computed anew. At most one in a step; adds its id to
+        `preempted`.
+        """
+        head = self._waiting.head()
+        if not self._waiting.is_fair or head is None or not self.running or self._quarantine:
+            return
+        if self.lack(head) is Lack.TOKENS:
+            return
+        held = Counter(s.request.tenant for s in self.running)
+        victim = max(reversed(self.running), key=lambda s: held[s.request.tenant])
+        has_more = held[victim.request.tenant] > held[head.request.tenant] + 1
+        if has_more and self._waiting.rank(victim) > self._waiting.rank(head):
+            self._preempt(victim, preempted)
+
+    def _preempt(self, victim: Sequence, preempted: list[str]) -> None:
+        self.evict(victim)
+        victim.preemptions += 1
+        preempted.append(victim.id)
+        self.preemptions += 1
+        self._waiting.push(victim)
 
     def register(self, sequence: Sequence) -> None:
         """Offer blocks to the prefix cache whose tokens are all known and computed by a plan.

@@ -136,6 +136,7 @@ class Scheduler:
         if len(self._in_flight) > self.limits.overlap:
             raise IntegrityError(f"plan() with {len(self._in_flight)} plans uncommitted")
         draft = Draft(self._planned, now)
+        self._residents.share_slots(draft.preempted)
         prefills = self._plan_decodes(draft)
         self._plan_prefills(draft, prefills, now)
         self._totals.count_prefills(prefills)

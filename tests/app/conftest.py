@@ -128,6 +128,11 @@ class Live:
         self.listener.bind(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
 
+    @property
+    def connections(self) -> set[Any]:
+        """uvicorn's protocols, one a connection."""
+        return self._uvicorn.server_state.connections
+
     async def __aenter__(self) -> Live:
         self._task = asyncio.create_task(self._uvicorn.serve(sockets=[self.listener]))
         while not self._uvicorn.started:

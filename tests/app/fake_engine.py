@@ -77,6 +77,11 @@ class FakeEngine:
             stream.fail(EngineDeadError("the engine process ended unexpectedly"))
         self._streams.clear()
 
+    def expire(self) -> None:
+        """End all requests as the scheduler ends those whose time is over."""
+        for id in list(self._streams):
+            self._push(TokenEvent(id, finish=FinishReason.EXPIRED))
+
     def _abort(self, request_id: str) -> None:
         if self._streams.pop(request_id, None) is not None:
             self.aborted.append(request_id)

@@ -11,12 +11,14 @@ import pytest
 from batching.core.types import Coefficients, EngineStats, Outlook
 from tests.app.conftest import MakeServer, Server, parse_events
 from tests.app.pooling import MakePools, make_pools, pool_folder
+from tests.app.test_disconnect import until
 from tests.app.test_metrics import scrape
 
 __all__ = ["make_pools", "pool_folder"]
 
+# A tenth of a second a token, a step of ten tokens or one without takes 0.1 s longer.
 OUTLOOK = Outlook(
-    cost=Coefficients(0.01, 0.001, 0.0, 0.0, 0.0), decode_seconds=0.01, prefill_seconds=0.1,
+    cost=Coefficients(0.1, 0.1, 0.0, 0.0, 0.0), decode_seconds=0.1, prefill_seconds=0.85,
     prefilling=0, prefilled_tokens=0, output_tokens=100.0, blocked=False,
 )  # fmt: skip
 BUSY = EngineStats(running=1, step_seconds=0.01, outlook=OUTLOOK)
@@ -79,10 +81,10 @@ async def test_what_cannot_make_it_is_refused_with_the_forecast(
     server: Server, header: str
 ) -> None:
     server.engine.stats = BUSY
-    response = await ask(server, {header: "60"}, stream=True)
+    response = await ask(server, {header: "9000"}, stream=True)
     error = error_of(response, 429, "deadline_unmeetable")
-    assert "expected in 125 ms" in error["message"], "100 tokens, two decodes, half a step"
-    assert response.headers["retry-after"] == "1"
+    assert "expected in 11205 ms" in error["message"], "100 tokens, 12 steps, half of this one"
+    assert 2 <= int(response.headers["retry-after"]) <= 60
     assert not server.engine.requests
     assert (await ask(server, {header: "60000"})).status_code == 200
     assert await misses(server) == {"refused": 1, "unserved": 0, "timeout": 0}
@@ -95,8 +97,8 @@ async def test_what_waits_already_is_part_of_the_forecast(server: Server) -> Non
     server.engine.resume.clear()
     first = asyncio.create_task(ask(server, {}, prompt=[70] * 200))
     await asyncio.sleep(0.01)
-    error = error_of(await ask(server, {"x-slo-ttft-ms": "200"}, n=3), 429, "deadline_unmeetable")
-    assert "expected in 350 ms" in error["message"], "300 tokens and five steps"
+    error = error_of(await ask(server, {"x-slo-ttft-ms": "20000"}, n=3), 429, "deadline_unmeetable")
+    assert "expected in 33600 ms" in error["message"], "300 tokens and 36 steps"
     server.engine.resume.set()
     assert (await first).status_code == 200
 
@@ -104,7 +106,7 @@ async def test_what_waits_already_is_part_of_the_forecast(server: Server) -> Non
 async def test_alone_it_is_tried_whatever_the_forecast(server: Server) -> None:
     """A forecast that is too high would never be corrected if nothing were computed."""
     server.engine.stats = EngineStats(outlook=OUTLOOK)
-    assert (await ask(server, {"x-slo-ttft-ms": "60"}, prompt=[70] * 200)).status_code == 200
+    assert (await ask(server, {"x-slo-ttft-ms": "9000"}, prompt=[70] * 200)).status_code == 200
 
 
 @pytest.mark.parametrize("header", ["Request-Timeout-Ms", "x-slo-ttft-ms"])
@@ -118,37 +120,43 @@ async def test_what_expires_before_its_first_token_is_dropped(
     error = error_of(response, 504, "deadline_exceeded")
     assert error["type"] == "timeout_error"
     assert header.lower() in error["message"]
-    assert len(server.engine.aborted) == n
+    # On a machine that is busy with other things it may be too late before it is submitted.
+    assert len(server.engine.aborted) == len(server.engine.requests)
+    assert len(server.engine.requests) in (0, n)
     assert await misses(server) == {"refused": 0, "unserved": 1, "timeout": 0}
 
 
-async def test_a_running_request_ends_when_its_time_is_over(server: Server) -> None:
+async def running(server: Server, headers: dict[str, str], **fields: Any) -> httpx.Response:
+    """The answer to a request whose time is over when it has two tokens of twenty."""
+    server.engine.script = lambda request: [70] * 20
     server.engine.resume.clear()
     server.engine.free_tokens = 2
-    response = await ask(server, {"Request-Timeout-Ms": "50"}, max_tokens=20)
-    error_of(response, 504, "deadline_exceeded")
-    assert len(server.engine.aborted) == 1
+    task = asyncio.create_task(ask(server, headers, max_tokens=20, **fields))
+    await until(lambda: server.service.metrics.generation_tokens == 2)
+    server.engine.expire()
+    return await task
+
+
+async def test_a_running_request_ends_when_its_time_is_over(server: Server) -> None:
+    error_of(await running(server, {"Request-Timeout-Ms": "60000"}), 504, "deadline_exceeded")
     assert await misses(server) == {"refused": 0, "unserved": 0, "timeout": 1}
 
 
 async def test_an_open_stream_ends_with_an_error_event(server: Server) -> None:
-    server.engine.script = lambda request: [70] * 20
-    server.engine.resume.clear()
-    server.engine.free_tokens = 2
-    response = await ask(server, {"Request-Timeout-Ms": "50"}, max_tokens=20, stream=True)
+    response = await running(server, {"Request-Timeout-Ms": "60000"}, stream=True)
     assert response.status_code == 200
     *chunks, last = parse_events(response.text)
     assert len(chunks) == 2
     assert last["error"]["code"] == "deadline_exceeded"
-    assert len(server.engine.aborted) == 1
     assert await misses(server) == {"refused": 0, "unserved": 0, "timeout": 1}
 
 
 async def test_a_stream_with_its_first_token_has_met_that_deadline(server: Server) -> None:
     server.engine.resume.clear()
     server.engine.free_tokens = 1
-    task = asyncio.create_task(ask(server, {"x-slo-ttft-ms": "30"}))
-    await asyncio.sleep(0.1)
+    task = asyncio.create_task(ask(server, {"x-slo-ttft-ms": "1500"}))
+    await until(lambda: server.service.metrics.generation_tokens == 1)
+    await asyncio.sleep(1.6)
     server.engine.resume.set()
     assert (await task).status_code == 200
     assert await misses(server) == {"refused": 0, "unserved": 0, "timeout": 0}

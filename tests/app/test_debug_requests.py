@@ -152,3 +152,14 @@ async def test_a_client_that_does_not_read_is_told_of(server: Server) -> None:
         assert ended["client_stalls"] >= 1 and ended["client_stalled_seconds"] > 0
         assert ended["verdict"].endswith(words) and ended["state"] == "ended"
         writer.close()
+
+
+async def test_an_admins_key_sees_all_and_is_needed(make_server: MakeServer) -> None:
+    server = make_server(api_keys=("one",), admin_key="operator")
+    headers = {"authorization": "Bearer one", "x-request-id": "of-one"}
+    await server.http.post("/v1/completions", json={"prompt": "a"}, headers=headers)
+    for key, status in (("one", 403), ("operator", 200)):
+        for path in ("/debug/requests/of-one", "/debug/requests"):
+            answer = await server.http.get(path, headers={"authorization": f"Bearer {key}"})
+            assert answer.status_code == status
+            assert ("of-one" in answer.text) is (status == 200)

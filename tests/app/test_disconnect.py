@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
 import pytest
 
+from batching.worker.protocol import Capabilities
 from tests.app.conftest import Live, MakeServer, Server, parse_events
 
 PATIENCE = 10.0
@@ -27,9 +30,10 @@ async def live(make_server: MakeServer) -> AsyncIterator[tuple[Server, int]]:
 
 
 async def send(
-    port: int, path: str = "/v1/completions", **fields: object
+    port: int, path: str = "/v1/completions", sock: socket.socket | None = None, **fields: object
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    address = {"host": "127.0.0.1", "port": port} if sock is None else {"sock": sock}
+    reader, writer = await asyncio.open_connection(**address, limit=4096 if sock else 65536)  # type: ignore[arg-type]
     if path == "/v1/completions":
         fields = {"prompt": [70], "max_tokens": 200, "seed": 1} | fields
     body = json.dumps(fields).encode()
@@ -133,6 +137,31 @@ async def test_a_slow_reader_delays_nobody_and_misses_nothing(live: tuple[Server
     assert len(texts[0]) > 300
     slow_writer.close()
     fast_writer.close()
+
+
+async def test_a_reader_that_does_not_read_costs_its_own_answer_and_a_buffer(
+    make_server: MakeServer, capabilities: Capabilities
+) -> None:
+    caps = msgspec.structs.replace(capabilities, max_model_len=50_000, num_blocks=4000)
+    server = make_server(lambda request: [70] * 40_000, caps=caps)
+    async with Live(server) as live:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", live.port))
+        fields = {"prompt": [70], "max_tokens": 40_000, "stream": True}
+        reader, writer = await send(live.port, sock=connection, **fields)
+        await until(lambda: len(server.engine.requests) == 1 and server.engine.running == 0)
+        (protocol,) = live.connections
+        # The engine is through; what the socket did not take is tokens in one slot, not text.
+        assert protocol.transport.get_write_buffer_size() < 2 * 65536
+        assert server.service.metrics.generation_tokens < 40_000
+        tail = b""
+        while b"[DONE]" not in tail:
+            piece = await reader.read(65536)
+            assert piece, "the stream ended early"
+            tail = (tail + piece)[-100:]
+        assert server.service.metrics.generation_tokens == 40_000
+        writer.close()
 
 
 @pytest.mark.parametrize("free_tokens", [0, 3])

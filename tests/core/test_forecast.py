@@ -2,81 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections import deque
-from collections.abc import Iterator
 from statistics import median
 
 import pytest
 
-from batching.core.cost_model import CostModel, StepFeatures
 from batching.core.forecast import Ahead, Room, ahead_of, first_token_seconds
-from batching.core.scheduler import Scheduler
-from batching.core.types import (
-    Coefficients,
-    EngineStats,
-    Limits,
-    Outlook,
-    Request,
-    SamplingParams,
-    StepResult,
-)
+from batching.core.types import Coefficients, EngineStats, Limits, Outlook, Request
 from tests.core.harness import request
-
-TRUTH = Coefficients(4e-3, 1e-4, 2e-4, 1e-8, 1e-9)
-
-
-class Simulation:
-    """A scheduler under load on a machine that costs `TRUTH`, give or take a tenth."""
-
-    def __init__(self, limits: Limits, arrivals: list[Request]) -> None:
-        self.rng = random.Random(3)
-        self.limits = limits
-        self.arrivals = deque(arrivals)
-        self.waiting: dict[str, Request] = {}
-        self.forecasts: dict[str, float] = {}
-        self.ratios: list[float] = []  # forecast by what came true
-        self.now = 0.0
-
-    def run(self) -> None:
-        scheduler, stats = Scheduler(self.limits), EngineStats()
-        truth = CostModel()
-        truth.coefficients = TRUTH
-        while self.arrivals or scheduler.has_work:
-            self._arrive(scheduler, stats, self.now)
-            plan = scheduler.plan(self.now)
-            if plan is None:
-                self.now = self.arrivals[0].arrival
-                continue
-            seconds = truth.predict(StepFeatures.of(plan)) * self.rng.uniform(0.9, 1.1)
-            self._arrive(scheduler, stats, self.now + seconds)
-            self.now += seconds
-            tokens = (1,) * sum(s.sample for s in plan.sequences)
-            for event in scheduler.commit(StepResult(plan.step, tokens, seconds), self.now):
-                done = self.waiting.pop(event.id, None)
-                if done is not None and event.id in self.forecasts:
-                    self.ratios.append(self.forecasts[event.id] / (self.now - done.arrival))
-            stats = scheduler.stats()
-
-    def _arrive(self, scheduler: Scheduler, stats: EngineStats, until: float) -> None:
-        """Requests come while a step runs, and see what was said after the one before."""
-        room = Room(self.limits.max_sequences, self.limits.max_step_tokens)
-        while self.arrivals and self.arrivals[0].arrival <= until:
-            new = self.arrivals.popleft()
-            ahead = ahead_of(new, self.waiting.values(), self.limits.policy)
-            forecast = first_token_seconds(len(new.prompt), ahead, stats, room)
-            if forecast is not None:
-                self.forecasts[new.id] = forecast
-            self.waiting[new.id] = new
-            scheduler.add(new, until)
-
-
-def poisson(rate: float, count: int, prompt: range, output: range) -> Iterator[Request]:
-    rng, now = random.Random(5), 0.0
-    for n in range(count):
-        now += rng.expovariate(rate)
-        params = SamplingParams(max_tokens=rng.choice(output))
-        yield Request(str(n), [1] * rng.choice(prompt), params, now, tenant=str(n % 4))
+from tests.core.simulation import Simulation, poisson
 
 
 @pytest.mark.parametrize(
@@ -96,7 +29,8 @@ def test_forecasts_come_true(
         num_blocks=4000, block_size=16, max_sequences=slots, max_model_len=8192,
         max_step_tokens=2048, policy=policy, prefix_caching=False,
     )  # fmt: skip
-    simulation = Simulation(limits, list(poisson(rate, 300, prompt, output)))
+    streams = (poisson(rate / 4, 300 / rate, prompt, output, str(n)) for n in range(4))
+    simulation = Simulation(limits, [request for stream in streams for request in stream])
     simulation.run()
     assert len(simulation.ratios) > 200
     assert 0.8 < median(simulation.ratios) < 1.25
