@@ -11,14 +11,19 @@ from typing import Any
 import torch
 
 from batching.worker.attention import AttentionBackend, LayerSpec, choose_backend
-from batching.worker.device import choose_device, free_bytes
+from batching.worker.device import choose_device, free_bytes, peak_bytes
 from batching.worker.kv_pool import block_bytes, choose_num_blocks
 from batching.worker.load import load_model
+from batching.worker.logprobs import PROMPT_LOGPROB_ROWS, token_logprobs
 from batching.worker.model import PackedModel, Runner
-from batching.worker.probe import PROBE_TOKENS, Probe, freeze_rope, rope_limit
+from batching.worker.probe import Probe, freeze_rope, rope_limit
 from batching.worker.protocol import Capabilities, UnsupportedModelError, WorkerConfig
+from batching.worker.sampling import Draws, SamplingInputs, sample
 
 logger = logging.getLogger(__name__)
+
+
+GRAPHED = ("cuda",)  # kinds of devices that record launches
 
 
 class Phases:
@@ -49,10 +54,10 @@ class Assembled:
 
     model: Runner
     backend: AttentionBackend
-    specs: list[LayerSpec]
     pages: list[tuple[torch.Tensor, torch.Tensor]]
     device: torch.device
     capabilities: Capabilities
+    spare: int  # a block that no sequence is given
 
 
 def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
@@ -68,16 +73,23 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
     packed = PackedModel(model)
     phases.begin("kernels")
     is_cpu = device.type == "cpu"
-    probe_tokens = PROBE_TOKENS if is_cpu else min(config.max_step_tokens, max_model_len)
-    probe, activation_bytes = _probe(model, packed, max_model_len, probe_tokens, config)
+    with torch.inference_mode():
+        if is_cpu:
+            probe, step = Probe(model, max_model_len), 0
+        else:
+            probe, step = peak_bytes(
+                device, lambda: largest_step(model, packed, max_model_len, config)
+            )
     backend = choose_backend(config.attention, device, probe.specs, model.dtype)
     phases.begin("kv")
     backend.reserve(probe.specs, config.max_sequences, max_model_len + 1)
     each = block_bytes(backend, probe.specs, config.block_size, model.dtype)
-    free = free_bytes(device) - activation_bytes
-    blocks = choose_num_blocks(config, max_model_len, each, free, is_cpu=is_cpu)
+    graphed = device.type in GRAPHED and backend.name == "triton"
+    step *= 1 + graphed  # recordings keep their own, which is less
+    blocks = choose_num_blocks(config, max_model_len, each, free_bytes(device), step, is_cpu=is_cpu)
+    size = config.block_size
     try:
-        pages = [backend.allocate(s, blocks, config.block_size, model.dtype) for s in probe.specs]
+        pages = [backend.allocate(s, blocks + graphed, size, model.dtype) for s in probe.specs]
     except ValueError as error:
         raise UnsupportedModelError(f"block_size {config.block_size}: {error}") from error
     phases.begin("pack")
@@ -100,7 +112,11 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
         kv_bytes=blocks * each,
         phases=phases.seconds,
     )
-    return Assembled(runner, backend, probe.specs, pages, device, capabilities)
+    if graphed:
+        phases.begin("graphs")
+        runner = _record(packed, probe.specs, backend, capabilities)
+    spare = blocks if graphed else 0
+    return Assembled(runner, backend, pages, device, capabilities, spare)
 
 
 def _bind(
@@ -134,21 +150,40 @@ def _bind(
     return packed
 
 
-def _probe(
-    model: Any, packed: PackedModel, max_model_len: int, tokens: int, config: WorkerConfig
-) -> tuple[Probe, int]:
-    """The probe, and the bytes that a step takes beyond weights (0 on the CPU: not measured)."""
+def _record(
+    packed: PackedModel,
+    specs: list[LayerSpec],
+    backend: AttentionBackend,
+    capabilities: Capabilities,
+) -> Runner:
+    """The model with its small steps recorded. The block after the last is the dummies'."""
+    from batching.worker.attention_triton import TritonAttention
+    from batching.worker.cuda_graphs import GraphedModel, Recorder
+
+    assert isinstance(backend, TritonAttention)
+    graphed = GraphedModel(packed, backend, specs, capabilities, capabilities.num_blocks)
     with torch.inference_mode():
-        if model.device.type == "cpu":
-            return Probe(model, max_model_len, tokens), 0
-        torch.accelerator.reset_peak_memory_stats(model.device)
-        before = torch.accelerator.memory_allocated(model.device)
-        probe = Probe(model, max_model_len, tokens)
-        width = model.get_input_embeddings().weight.shape[1]
-        packed.logits(
-            torch.zeros(config.max_sequences, width, dtype=model.dtype, device=model.device)
-        )
-        return probe, torch.accelerator.max_memory_allocated(model.device) - before
+        graphed.record(Recorder())
+    return graphed
+
+
+def largest_step(
+    model: Any, packed: PackedModel, max_model_len: int, config: WorkerConfig
+) -> Probe:
+    """The probe, at what takes the most memory in a step.
+
+    Attention is not in it: its backend reserves what it needs.
+    """
+    probe = Probe(model, max_model_len, config.max_step_tokens)
+    rows = max(config.max_sequences, PROMPT_LOGPROB_ROWS)
+    width = model.get_input_embeddings().weight.shape[1]
+    logits = packed.logits(torch.zeros(rows, width, dtype=model.dtype, device=model.device))
+    half = torch.full((rows,), 0.5, device=model.device)
+    every = torch.arange(rows, device=model.device)
+    keys = torch.zeros(rows, 2, dtype=torch.int32, device=model.device)
+    draws = Draws(every, temperature=half, keys=keys, top_p=half, min_p=half)
+    token_logprobs(logits[every], sample(logits, SamplingInputs(draws=(draws,))), 1)
+    return probe
 
 
 def choose_max_model_len(requested: int | None, text_config: Any, rope: int | None) -> int:

@@ -175,6 +175,10 @@ class TritonAttention:
             schedule[kind] = Work(table, len(division.joins), mixed, programs)
         return schedule
 
+    def most_splits(self, max_context: int) -> int:
+        """The most pieces that one sequence's keys are cut into."""
+        return most_splits(max_context, self._split)
+
     def programs(self, kind: Kind, *, mixed: bool) -> int:
         """How many programs the device runs at once."""
         tiles = self._tiles[kind[2]]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+
+T = TypeVar("T")
 
 
 def choose_device(requested: str) -> torch.device:
@@ -44,11 +47,50 @@ def shared_memory(device: torch.device) -> int:
 
 
 def upload(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Numbers, as a list or numpy array, on the device; never waits for it."""
+    """Numbers, as a list, numpy array or tensor, on the device; never waits for it."""
+    host = torch.as_tensor(values, dtype=dtype)
     if device.type == "cpu":
-        return torch.as_tensor(values, dtype=dtype)
-    host = torch.as_tensor(values, dtype=dtype).pin_memory()  # which the allocator keeps till sent
-    return host.to(device, non_blocking=True)
+        return host
+    # From memory that the device can read by itself; the allocator keeps it until that is done.
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+def fetch(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors on the host, by one copy; complete once the device's stream has come this far."""
+    if tensors[0].device.type == "cpu":
+        return list(tensors)
+    packed = pack(tensors)
+    host = torch.empty(len(packed), dtype=torch.uint8, pin_memory=True)
+    host.copy_(packed, non_blocking=True)
+    return unpack(host, tensors)
+
+
+def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their bytes, one after the other; those of large elements first, so that all are aligned."""
+    ordered = sorted(tensors, key=_element_size)
+    return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in ordered])
+
+
+def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What was packed, from its bytes."""
+    order = sorted(range(len(like)), key=lambda index: _element_size(like[index]))
+    parts = dict(zip(order, packed.split([like[index].nbytes for index in order]), strict=True))
+    return [parts[i].view(tensor.dtype).view(tensor.shape) for i, tensor in enumerate(like)]
+
+
+def _element_size(tensor: torch.Tensor) -> int:
+    return -tensor.itemsize
+
+
+def peak_bytes(device: torch.device, run: Callable[[], T]) -> tuple[T, int]:
+    """What `run` returns, and the bytes that it takes on an accelerator at its peak."""
+    torch.accelerator.reset_peak_memory_stats(device)
+    before = torch.accelerator.memory_allocated(device)
+    result = run()
+    torch.accelerator.synchronize(device)
+    peak = torch.accelerator.max_memory_allocated(device) - before
+    torch.accelerator.empty_cache()
+    return result, int(peak)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -58,7 +100,7 @@ def free_bytes(device: torch.device) -> int:
     control group's limit where that is less.
     """
     if device.type != "cpu":
-        free, _ = torch.accelerator.get_memory_info(device)
+        free, _ = getattr(torch, device.type).mem_get_info(device)
         unused = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(
             device
         )

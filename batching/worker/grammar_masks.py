@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from batching.core.types import SlotInit
+from batching.worker.device import upload
 from batching.worker.grammar import Grammars, Matcher, fill_rows
 from batching.worker.protocol import Capabilities
 from batching.worker.sampling import Mask, SamplingInputs, apply_mask, sample, sample_again
@@ -58,8 +59,7 @@ class StepGrammars:
         for i in fill_rows([self._matchers[row] for row in rows], bits):
             bits[i] = -1
             self.gave_up.append(rows[i])
-        index = torch.tensor(rows, device=device)
-        return Mask(index, torch.from_numpy(bits).to(device, non_blocking=True))
+        return Mask(upload(rows, torch.int64, device), upload(bits, torch.int32, device))
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Take in what was sampled for all rows of the step, if it was not known before."""

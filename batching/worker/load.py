@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from batching.worker.device import has_fast_bfloat16
+from batching.worker.device import free_bytes, has_fast_bfloat16
+from batching.worker.kv_pool import GIB
 from batching.worker.model import ATTENTION_NAME
 from batching.worker.pool_protocol import PoolConfig
 from batching.worker.probe import refuse_by_config
@@ -37,6 +38,8 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
         AutoModelForCausalLM, config, model_config, progress, dtype=dtype, attention=ATTENTION_NAME
     )
     refuse_incomplete(config.model, absent)
+    if device.type != "cpu":
+        refuse_too_large(config.model, model, free_bytes(device))
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -75,6 +78,16 @@ def refuse_incomplete(model: str, absent: list[str]) -> None:
     if absent:
         raise UnsupportedModelError(
             f"{model!r} lacks {len(absent)} weights of the model, such as {absent[0]}"
+        )
+
+
+def refuse_too_large(name: str, model: Any, free: int) -> None:
+    """Raise `UnsupportedModelError` if the model's weights do not fit `free` bytes."""
+    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if needed > free:
+        raise UnsupportedModelError(
+            f"the weights of {name!r} take {needed / GIB:.2f} GiB, and {free / GIB:.2f} GiB of the "
+            "device's memory are free"
         )
 
 

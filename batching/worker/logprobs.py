@@ -8,6 +8,8 @@ import torch
 
 from batching.core.types import TokenLogprobs
 
+PROMPT_LOGPROB_ROWS = 256  # prompt rows whose logits exist at once
+
 
 @dataclass
 class LogprobTensors:
@@ -19,13 +21,13 @@ class LogprobTensors:
     top_tokens: torch.Tensor
     top_logprobs: torch.Tensor
 
-    def to_host(self) -> LogprobTensors:
-        """Start copying to the host; complete once the device's stream has come this far."""
-        return LogprobTensors(*(t.to("cpu", non_blocking=True) for t in vars(self).values()))
+    def tensors(self) -> list[torch.Tensor]:
+        """All of it, in the constructor's order."""
+        return list(vars(self).values())
 
     def entries(self, top: list[int]) -> list[TokenLogprobs]:
         """The values on the host; entry i with its `top[i]` most likely tokens."""
-        columns = (t.tolist() for t in vars(self).values())
+        columns = (t.tolist() for t in self.tensors())
         return [
             TokenLogprobs(token, logprob, rank, tuple(zip(ids[:k], values[:k], strict=True)))
             for k, token, logprob, rank, ids, values in zip(top, *columns, strict=True)

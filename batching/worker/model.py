@@ -110,15 +110,18 @@ def split_head(model: Any) -> nn.Module:
 
 
 class Runner(Protocol):
-    """Computes a step whose geometry was put into `step`. Owns no per-request state."""
-
-    step: Step
+    """Computes steps. Owns no per-request state."""
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory."""
 
-    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def padding(self, tokens: int, sequences: int) -> int:
+        """How many dummy sequences, of one token each, a step of that size should have besides."""
+
+    def hidden(
+        self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
+    ) -> torch.Tensor:
         """Last hidden states [tokens, width] of packed tokens int64 [tokens].
 
         The next call may overwrite the result.
@@ -139,8 +142,10 @@ class PackedModel:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.step = Step()
+        self._step = Step()
         self._base = model.base_model
+        # It would look at the tokens, and wait until the device knows them.
+        self._base.warn_if_padding_and_no_attention_mask = lambda *_: None
         self._head = split_head(model)
 
     def bind(
@@ -151,15 +156,29 @@ class PackedModel:
         pages: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
         """Give each attention module its pages, and switch the model to paged attention."""
+        self._backend, self._specs = backend, specs
         for module, spec, layer_pages in zip(modules, specs, pages, strict=True):
-            module.paged_layer = PagedLayer(spec, backend, layer_pages, self.step)  # type: ignore[assignment]
+            module.paged_layer = PagedLayer(spec, backend, layer_pages, self._step)  # type: ignore[assignment]
         self.model.set_attn_implementation(ATTENTION_NAME)
 
     @property
     def weight_bytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.model.parameters())
 
-    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def padding(self, tokens: int, sequences: int) -> int:
+        return 0
+
+    def hidden(
+        self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
+    ) -> torch.Tensor:
+        metadata.schedule = self._backend.prepare(metadata, self._specs)
+        return self.run(tokens, positions, metadata)
+
+    def run(
+        self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
+    ) -> torch.Tensor:
+        """As `hidden`, with the schedule that the metadata has."""
+        self._step.metadata = metadata
         output = self._base(
             input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from batching.core.types import SlotInit
+from batching.worker.device import upload
 
 
 class PenaltyState:
@@ -29,7 +30,7 @@ class PenaltyState:
                 self._grow()
             self._entries[init.slot] = self._free.pop()
         entry = self._entries[init.slot]
-        tokens = torch.tensor(init.tokens, dtype=torch.int64, device=self._device)
+        tokens = upload(init.tokens, torch.int64, self._device)
         prompt, generated = tokens[: init.prompt_length], tokens[init.prompt_length :]
         self.in_prompt[entry] = False
         self.in_prompt[entry, prompt] = True
@@ -45,7 +46,7 @@ class PenaltyState:
 
     def entries(self, slots: Sequence[int]) -> torch.Tensor:
         """Entries int64 [n] of slots that hold one."""
-        return torch.tensor([self._entries[slot] for slot in slots], device=self._device)
+        return upload([self._entries[slot] for slot in slots], torch.int64, self._device)
 
     def add(self, entries: torch.Tensor, tokens: torch.Tensor) -> None:
         """Count one generated token for each of some distinct entries; both int64 [n]."""

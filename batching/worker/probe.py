@@ -81,14 +81,16 @@ class Probe:
         self.specs: list[LayerSpec] = []
         self._kind = model.config.model_type
         self._max_model_len = max_model_len
-        self._tokens = tokens
+        sequences = -(-tokens // max_model_len)
+        self._tokens = -(-tokens // sequences)
         if getattr(model, "_is_stateful", False):
             raise UnsupportedModelError(f"{self._kind}: recurrent or convolutional state")
         ALL_ATTENTION_FUNCTIONS.register(PROBE_NAME, self._attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(PROBE_NAME, self._mask)
         model.set_attn_implementation(PROBE_NAME)
-        ids = torch.zeros((1, tokens), dtype=torch.int64, device=model.device)
-        positions = torch.arange(tokens, device=model.device)[None]
+        shape = (sequences, self._tokens)
+        ids = torch.zeros(shape, dtype=torch.int64, device=model.device)
+        positions = torch.arange(self._tokens, device=model.device).expand(shape)
         model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         if len(self.modules) != layers:

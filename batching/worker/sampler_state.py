@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from batching.core.types import SamplingParams, SlotInit
+from batching.worker.device import upload
 from batching.worker.noise import draw_keys
 from batching.worker.penalty_state import PenaltyState
 from batching.worker.sampling import Bias, Draws, Penalties, Restriction, SamplingInputs
@@ -128,9 +129,9 @@ class SamplerState:
     def _banned(self, params: SamplingParams) -> torch.Tensor | None:
         if not params.allowed_token_ids:
             return None
-        banned = torch.ones(self._vocab_size, dtype=torch.bool, device=self._device)
+        banned = torch.ones(self._vocab_size, dtype=torch.bool)
         banned[list(params.allowed_token_ids)] = False
-        return banned
+        return upload(banned, torch.bool, self._device)
 
     def _restriction(self, states: list[_Slot]) -> Restriction | None:
         banned = {i: s.banned for i, s in enumerate(states) if s.banned is not None}
@@ -148,7 +149,7 @@ class SamplerState:
         return Draws(
             rows=self._index(rows),
             temperature=self._floats([p.temperature for p in params]),
-            keys=keys.to(self._device),
+            keys=upload(keys, torch.int32, self._device),
             top_k=self._index(top_k) if limits else None,
             top_p=self._floats(top_p) if min(top_p) < 1.0 else None,
             min_p=self._floats(min_p) if max(min_p) > 0.0 else None,
@@ -156,7 +157,7 @@ class SamplerState:
         )
 
     def _index(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
+        return upload(values, torch.int64, self._device)
 
     def _floats(self, values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)
+        return upload(values, torch.float32, self._device)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from batching.worker.device import upload
 from batching.worker.noise import UNIFORM_STEPS, gumbel, uniform_bits
 
 FIRST_WIDTH = 32  # candidates looked at first; a nucleus is rarely larger
@@ -136,7 +137,7 @@ def sample_again(
     logits: torch.Tensor, inputs: SamplingInputs, rows: list[int], tokens: torch.Tensor
 ) -> None:
     """Replace the tokens of some rows, whose `logits` were changed after `sample`."""
-    index = torch.tensor(rows, device=logits.device)
+    index = upload(rows, torch.int64, logits.device)
     tokens[index] = largest(logits[index])
     for draws in inputs.draws:
         some = torch.isin(draws.rows, index).nonzero()[:, 0]

@@ -14,14 +14,16 @@ import torch
 
 from batching.core.types import SlotInit, StepPlan
 from batching.worker.attention import AttentionMetadata
+from batching.worker.device import upload
 
 
 @dataclass
 class StepInputs:
     """One step's packed tokens, int64 [tokens], their positions, and the attention's geometry.
 
-    `last_rows` int64 [sequences]: each sequence's last packed token. `token_slots` and `ends` int64
-    [sequences]: the slot, and the position after its last token, where a sampled token goes.
+    `last_rows` int64 [sequences]: each sequence's last packed token. `slots` and `ends` int64
+    [sequences]: the slot, and the position after its last token, where a sampled token goes. The
+    packed tokens and the metadata have the padding, too; the rest has not.
     """
 
     tokens: torch.Tensor
@@ -33,20 +35,30 @@ class StepInputs:
 
 
 class SlotTables:
-    """Token rows int32 [max_sequences, max_model_len + 1] and block tables int32."""
+    """Token rows int32 [max_sequences + 1, max_model_len + 1] and block tables int32.
+
+    The last slot is the dummy's, on the block `spare`: padding computes its first token.
+    """
 
     def __init__(
-        self, max_sequences: int, max_model_len: int, block_size: int, device: torch.device
+        self,
+        max_sequences: int,
+        max_model_len: int,
+        block_size: int,
+        device: torch.device,
+        spare: int = 0,
     ) -> None:
         self._device = device
         self._block_size = block_size
         # One more token than a sequence may have: with overlap, a step past the end is computed
         # before the end is known.
         width = max_model_len + 1
-        self._rows = torch.zeros((max_sequences, width), dtype=torch.int32, device=device)
-        self._tables = torch.zeros(
-            (max_sequences, -(-width // block_size)), dtype=torch.int32, device=device
+        shape = (max_sequences + 1, width)
+        self._rows = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._tables = torch.full(
+            (max_sequences + 1, -(-width // block_size)), spare, dtype=torch.int32, device=device
         )
+        self._dummy = max_sequences
         self._table_lengths = [0] * max_sequences
 
     def begin(self, inits: Sequence[SlotInit]) -> None:
@@ -55,17 +67,20 @@ class SlotTables:
             self._table_lengths[init.slot] = 0
             self._rows[init.slot, : len(init.tokens)] = self._upload(init.tokens, torch.int32)
 
-    def build(self, plan: StepPlan) -> StepInputs:
-        """The inputs of a plan whose inits were taken in; appends its new blocks first."""
+    def build(self, plan: StepPlan, padding: int = 0) -> StepInputs:
+        """The inputs of a plan whose inits were taken in; appends its new blocks first.
+
+        `padding` dummy sequences of one token each come last.
+        """
         self._append_blocks(plan)
-        sequences = plan.sequences
-        counts = [s.count for s in sequences]
-        contexts = [s.start + s.count for s in sequences]
-        slots, starts, lengths = self._upload(
-            [[s.slot for s in sequences], [s.start for s in sequences], counts], torch.int64
-        )
+        sequences, real = plan.sequences, len(plan.sequences)
+        counts = [s.count for s in sequences] + [1] * padding
+        contexts = [s.start + s.count for s in sequences] + [1] * padding
+        numbers = [s.slot for s in sequences] + [self._dummy] * padding
+        begins = [s.start for s in sequences] + [0] * padding
+        slots, starts, lengths = self._upload([numbers, begins, counts], torch.int64)
         ends = starts + lengths
-        query_start = torch.zeros(len(sequences) + 1, dtype=torch.int32, device=self._device)
+        query_start = torch.zeros(len(counts) + 1, dtype=torch.int32, device=self._device)
         torch.cumsum(lengths, 0, dtype=torch.int32, out=query_start[1:])
         if max(counts) == 1:
             token_slots, positions = slots, starts
@@ -83,7 +98,8 @@ class SlotTables:
             contexts=contexts,
         )
         tokens = self._rows[token_slots, positions].long()
-        return StepInputs(tokens, positions, metadata, query_start[1:].long() - 1, slots, ends)
+        last_rows = query_start[1 : real + 1].long() - 1
+        return StepInputs(tokens, positions, metadata, last_rows, slots[:real], ends[:real])
 
     def append(self, slots: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write sampled tokens, int64 [n], into the rows of their slots."""
@@ -123,5 +139,4 @@ class SlotTables:
         return slot, offset + torch.arange(total, device=self._device)
 
     def _upload(self, values: list[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:
-        host = torch.tensor(values, dtype=dtype)
-        return host if self._device.type == "cpu" else host.to(self._device)
+        return upload(values, dtype, self._device)

@@ -9,22 +9,25 @@ from dataclasses import dataclass, field
 import torch
 
 from batching.core.types import (
-    SamplingParams,
-    SequencePlan,
-    SlotInit,
     StepPlan,
     StepResult,
     TokenLogprobs,
 )
 from batching.worker.assemble import Phases, assemble
+from batching.worker.device import fetch, upload
 from batching.worker.grammar_masks import GrammarSlots, StepGrammars
-from batching.worker.logprobs import LogprobTensors, token_logprobs
-from batching.worker.protocol import Capabilities, WorkerConfig, WorkerError
+from batching.worker.kv_pool import GIB
+from batching.worker.logprobs import PROMPT_LOGPROB_ROWS, LogprobTensors, token_logprobs
+from batching.worker.protocol import (
+    Capabilities,
+    UnsupportedModelError,
+    WorkerConfig,
+    WorkerError,
+)
 from batching.worker.sampler_state import SamplerState
 from batching.worker.sampling import SamplingInputs, sample
 from batching.worker.slots import SlotTables, StepInputs
-
-PROMPT_LOGPROB_ROWS = 256  # prompt rows whose logits exist at once
+from batching.worker.warm_up import first_steps, largest_steps
 
 
 @dataclass
@@ -46,7 +49,7 @@ class PendingStep:
     slots: list[int] = field(default_factory=list)
     grammars: StepGrammars | None = None
     event: torch.Event | None = None
-    finished: float | None = None
+    finished: float = 0.0
     error: Exception | None = None
 
 
@@ -62,13 +65,17 @@ class TorchWorker:
         phases = Phases(progress)
         built = assemble(config, phases)
         self._capabilities = limits = built.capabilities
-        self._device, self._backend, self._specs = built.device, built.backend, built.specs
-        self._model = built.model
+        self._device, self._model = built.device, built.model
         self._slots = SlotTables(
-            limits.max_sequences, limits.max_model_len, limits.block_size, built.device
+            limits.max_sequences,
+            limits.max_model_len,
+            limits.block_size,
+            built.device,
+            spare=built.spare,
         )
         self._sampler = SamplerState(limits.vocab_size, built.device)
         self._grammars = GrammarSlots(limits)
+        self._finished = 0.0  # when the last step had been computed
         phases.begin("warmup")
         self._warm_up()
         phases.end()
@@ -94,13 +101,17 @@ class TorchWorker:
                 raise handle.error
             if handle.event is not None:
                 handle.event.synchronize()
-            return _result(handle)
+                handle.finished = time.perf_counter()
+            # With overlap a step is submitted while the one before still runs.
+            seconds = handle.finished - max(handle.started, self._finished)
+            self._finished = handle.finished
+            return _result(handle, seconds)
         except Exception as error:
             raise WorkerError(f"step {handle.step} failed: {error!r}") from error
 
     def close(self) -> None:
         """Free the model and its pages."""
-        for name in ("_model", "_slots", "_sampler", "_grammars", "_backend", "_specs"):
+        for name in ("_model", "_slots", "_sampler", "_grammars"):
             self.__dict__.pop(name, None)
         if self._device.type != "cpu":
             torch.accelerator.empty_cache()
@@ -110,10 +121,9 @@ class TorchWorker:
         for init in plan.inits:
             self._sampler.begin(init)
             self._grammars.begin(init)
-        inputs = self._slots.build(plan)
-        inputs.metadata.schedule = self._backend.prepare(inputs.metadata, self._specs)
-        self._model.step.metadata = inputs.metadata
-        hidden = self._model.hidden(inputs.tokens, inputs.positions)
+        padding = self._model.padding(plan.token_count, len(plan.sequences))
+        inputs = self._slots.build(plan, padding)
+        hidden = self._model.hidden(inputs.tokens, inputs.positions, inputs.metadata)
         self._prompt_logprobs(plan, hidden, pending)
         sampled = [i for i, sequence in enumerate(plan.sequences) if sequence.sample]
         if sampled:
@@ -136,7 +146,7 @@ class TorchWorker:
         slots, ends = inputs.slots, inputs.ends
         rows = inputs.last_rows
         if len(sampled) < len(plan.sequences):
-            chosen = torch.tensor(sampled, device=self._device)
+            chosen = upload(sampled, torch.int64, self._device)
             slots, ends, rows = slots[chosen], ends[chosen], rows[chosen]
         hidden = hidden if len(rows) == len(hidden) else hidden[rows]
         sequences = [plan.sequences[i] for i in sampled]
@@ -152,7 +162,9 @@ class TorchWorker:
             tokens = self._choose(self._model.logits(hidden), how, pending)
         self._sampler.record(tokens)
         self._slots.append(slots, ends, tokens)
-        pending.tokens = tokens.to("cpu", non_blocking=True)
+        scored = [] if pending.logprobs is None else pending.logprobs.tensors()
+        pending.tokens, *rest = fetch([tokens, *scored])
+        pending.logprobs = LogprobTensors(*rest) if rest else None
 
     def _choose(
         self, logits: torch.Tensor, how: SamplingInputs, pending: PendingStep
@@ -160,7 +172,7 @@ class TorchWorker:
         """Tokens int64 [n] of logits [n, vocab], which change; with the logprobs asked for."""
         raw, grammars = logits, pending.grammars
         if pending.logprob_rows:
-            wanted = torch.tensor(pending.logprob_rows, device=self._device)
+            wanted = upload(pending.logprob_rows, torch.int64, self._device)
             raw = logits[wanted]  # a copy: logprobs are those before penalties and bias
         if grammars is not None and self._device.type == "cpu":
             tokens = grammars.choose(logits, how)
@@ -170,7 +182,7 @@ class TorchWorker:
             tokens = sample(logits, how)
         if pending.logprob_rows:
             top = max(pending.logprob_tops)
-            pending.logprobs = token_logprobs(raw, tokens[wanted], top).to_host()
+            pending.logprobs = token_logprobs(raw, tokens[wanted], top)
         return tokens
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: torch.Tensor, pending: PendingStep) -> None:
@@ -186,25 +198,32 @@ class TorchWorker:
                     rows = slice(first_row + position - first, first_row + end - first)
                     targets = self._slots.tokens_at(sequence.slot, position, end)
                     scored = token_logprobs(self._model.logits(hidden[rows]), targets, top)
-                    pending.prompt_logprobs.append((sequence.slot, top, scored.to_host()))
+                    host = LogprobTensors(*fetch(scored.tensors()))
+                    pending.prompt_logprobs.append((sequence.slot, top, host))
             first_row += sequence.count
 
     def _warm_up(self) -> None:
-        """Run a prefill and a decode step, so that the first request does not pay for set-up.
+        """Run what may come, so that no request pays for set-up or finds the memory too small."""
+        limits = self._capabilities
+        for plan in first_steps(limits):
+            self.wait(self.submit(plan))
+        if self._device.type == "cpu":
+            return
+        try:
+            for plan in largest_steps(limits):
+                self.wait(self.submit(plan))
+        except WorkerError as error:
+            if not isinstance(error.__cause__, torch.OutOfMemoryError):
+                raise
+            raise UnsupportedModelError(
+                f"the largest step ({limits.max_step_tokens} tokens, {limits.max_sequences} "
+                f"sequences) does not fit beside {limits.weight_bytes / GIB:.2f} GiB of weights "
+                f"and {limits.kv_bytes / GIB:.2f} GiB of KV cache: lower memory_fraction, "
+                "max_step_tokens or max_sequences"
+            ) from error
 
-        They leave rubbish in block 0, which no sequence has been given yet.
-        """
-        count = min(self._capabilities.block_size, self._capabilities.max_step_tokens)
-        params = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9)
-        init = SlotInit(0, "warm-up", [0] * count, count, params)
-        prefill = SequencePlan(0, 0, count - 1, False, (0,))
-        decode = SequencePlan(0, count - 1, 1, True)
-        self.wait(self.submit(StepPlan(0, (init,), (prefill,))))
-        self.wait(self.submit(StepPlan(0, (), (decode,))))
 
-
-def _result(handle: PendingStep) -> StepResult:
-    finished = time.perf_counter() if handle.finished is None else handle.finished
+def _result(handle: PendingStep, seconds: float) -> StepResult:
     tokens = () if handle.tokens is None else tuple(handle.tokens.tolist())
     gave_up: tuple[int, ...] = ()
     if handle.grammars is not None:
@@ -219,5 +238,4 @@ def _result(handle: PendingStep) -> StepResult:
     prompt: dict[int, list[TokenLogprobs]] = {}
     for slot, top, scored in handle.prompt_logprobs:
         prompt.setdefault(slot, []).extend(scored.entries([top] * len(scored.tokens)))
-    seconds = finished - handle.started
     return StepResult(handle.step, tokens, seconds, tuple(logprobs), prompt, gave_up)

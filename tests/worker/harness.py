@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from batching.core.types import (
     Request,
     SamplingParams,
     StepPlan,
+    TokenEvent,
     TokenLogprobs,
 )
 from batching.worker.protocol import Worker
@@ -41,6 +43,7 @@ class Harness:
         self.scheduler = Scheduler(Limits(**{**known, **limits}))
         self.plans: list[StepPlan] = []
         self._now = 0.0
+        self._in_flight: deque[Any] = deque()
 
     @property
     def preemptions(self) -> int:
@@ -55,11 +58,7 @@ class Harness:
             if not self.scheduler.has_work:
                 return outcomes
             self._now += 1.0
-            plan = self.scheduler.plan(self._now)
-            assert plan is not None
-            self.plans.append(plan)
-            result = self.worker.wait(self.worker.submit(plan))
-            for event in self.scheduler.commit(result, self._now):
+            for event in self._step():
                 outcome = outcomes[event.id]
                 outcome.tokens += event.tokens
                 outcome.logprobs += event.logprobs
@@ -68,6 +67,17 @@ class Harness:
                 outcome.finish = event.finish or outcome.finish
             self.scheduler.check_integrity()
         raise AssertionError(f"requests did not end within {MAX_STEPS} steps")
+
+    def _step(self) -> list[TokenEvent]:
+        """Plan and commit as the engine's loop does."""
+        plan = self.scheduler.plan(self._now)
+        if plan is not None:
+            self.plans.append(plan)
+            self._in_flight.append(self.worker.submit(plan))
+        assert self._in_flight, "there is work, and nothing is planned"
+        if plan is not None and len(self._in_flight) <= self.scheduler.limits.overlap:
+            return []
+        return self.scheduler.commit(self.worker.wait(self._in_flight.popleft()), self._now)
 
 
 def request(name: str, prompt: list[int], **params: Any) -> Request:

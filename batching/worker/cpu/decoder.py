@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from batching.worker.attention import LayerSpec
+from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.cpu.attention import LANES, CpuAttention
 from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
 from batching.worker.cpu.memory import huge
-from batching.worker.model import Step
 
 ROWS_KEPT = 256  # tokens whose activations keep their memory between steps
 LOGITS_KEPT = 64  # rows of logits that do
@@ -102,7 +101,7 @@ class CpuDecoder:
         *,
         int8: bool = False,
     ) -> None:
-        self.step = Step()
+        self._backend = backend
         self._specs, self._library, self._int8 = specs, backend.library, int8
         self._pages = pages
         self._dtype, self._is_bfloat16 = model.dtype, model.dtype == torch.bfloat16
@@ -140,8 +139,13 @@ class CpuDecoder:
     def weight_bytes(self) -> int:
         return sum(kept.nbytes for kept in self._kept)
 
-    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        schedule, count = self.step.metadata.schedule, len(tokens)
+    def padding(self, tokens: int, sequences: int) -> int:
+        return 0
+
+    def hidden(
+        self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
+    ) -> torch.Tensor:
+        schedule, count = self._backend.prepare(metadata, self._specs), len(tokens)
         room = self._room if count <= ROWS_KEPT else self._allocate(count)
         plans = (ctypes.c_void_p * len(self._specs))(*map(schedule.plan, self._specs))
         work = _Pass(

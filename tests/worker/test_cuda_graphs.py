@@ -1,0 +1,105 @@
+"""Recorded steps against plain ones. Without a GPU a "recording" is the pass itself, repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batching.worker import assemble, cuda_graphs
+from batching.worker.cuda_graphs import GraphedModel, Pass, Recording
+from batching.worker.device import choose_device
+from batching.worker.protocol import WorkerConfig
+from batching.worker.torch_worker import TorchWorker
+from tests.worker import tiny_models
+from tests.worker.harness import Harness, Outcome, request
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value")  # rows that nobody asked for
+LIMITS = {"num_blocks": 40, "block_size": 4, "max_sequences": 5, "max_step_tokens": 24}
+
+
+class Repeater:
+    """Stands for `cuda_graphs.Recorder`: computes again into the same memory."""
+
+    def __call__(self, run: Pass) -> Recording:
+        output = run()
+        return lambda: output.copy_(run()), output  # type: ignore[func-returns-value]
+
+
+def serve(worker: TorchWorker, **limits: Any) -> dict[str, Outcome]:
+    prompts = [[5 + i, 9, 77, 3, 60 + i][: 1 + i % 5] * (1 + 2 * i) for i in range(6)]
+    sampled = {"temperature": 0.9, "top_p": 0.9, "frequency_penalty": 0.3, "logprobs": 1}
+    params = [{}, sampled, {"prompt_logprobs": 0}, {}, sampled, {}]
+    requests = [
+        request(f"r{i}", prompt, max_tokens=5 + i, seed=i, **rest)
+        for i, (prompt, rest) in enumerate(zip(prompts, params, strict=True))
+    ]
+    return Harness(worker, **limits).run(requests)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "gemma2", "gpt_oss"])
+def folder(request: Any, tmp_path_factory: Any) -> Path:
+    return tiny_models.save(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def graphed(folder: Path) -> Iterator[TorchWorker]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_graphs, "SIZES", (1, 2, 4, 8, 16))
+        if choose_device("auto").type == "cpu":
+            patch.setattr(assemble, "GRAPHED", ("cpu",))
+            patch.setattr(cuda_graphs, "Recorder", Repeater)
+        config = WorkerConfig(str(folder), attention="triton", dtype="float32", **LIMITS)
+        worker = TorchWorker(config)
+    yield worker
+    worker.close()
+
+
+def test_recorded_steps_give_the_same_tokens(graphed: TorchWorker, folder: Path) -> None:
+    model = graphed._model
+    assert isinstance(model, GraphedModel)
+    sizes = [(size, False) for size in (1, 2, 4, 8)] + [(16, True)]
+    assert sorted(model._recordings) == sizes
+    used = []
+    for key, (replay, output) in model._recordings.items():
+        model._recordings[key] = partial(_noting, used, key, replay), output
+    reference = TorchWorker(WorkerConfig(str(folder), attention="reference", **LIMITS))
+    got, expected = serve(graphed), serve(reference)
+    assert set(used) > {(2, False), (4, False), (16, True)}
+    for name, outcome in expected.items():
+        assert got[name].tokens == outcome.tokens
+        assert len(got[name].prompt_logprobs) == len(outcome.prompt_logprobs)
+    reference.close()
+
+
+def _noting(used: list[Any], key: Any, replay: Any) -> None:
+    used.append(key)
+    replay()
+
+
+def test_padding_goes_to_the_next_recorded_size(graphed: TorchWorker) -> None:
+    padding = graphed._model.padding
+    assert [padding(n, n) for n in range(1, 6)] == [0, 0, 1, 0, 3]
+    assert [padding(tokens, 2) for tokens in (3, 15, 16, 17)] == [13, 1, 0, 0]
+
+
+def test_a_model_that_waits_for_the_device_is_not_recorded(
+    graphed: TorchWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = graphed._model
+    assert isinstance(model, GraphedModel)
+    tried = []
+
+    def refuse(run: Pass) -> Recording:
+        tried.append(run)
+        raise RuntimeError("called a synchronizing operation\nlong story")
+
+    model.record(refuse)
+    assert len(tried) == 1
+    assert "no CUDA graphs: called a synchronizing operation" in caplog.messages
+    assert model.padding(3, 3) == 0
+    one = request("r", [5, 6, 7], max_tokens=2)
+    assert len(Harness(graphed).run([one])["r"].tokens) == 2
