@@ -1,9 +1,10 @@
 """Models of real shapes with random weights, for measuring speed only: their text means nothing.
 
-    python -m tests.bench.make_models FOLDER [S] [M]
+    python -m tests.bench.make_models FOLDER [S] [M] [L]
 
-S has the shape of SmolLM2-135M, M of Qwen3-0.6B. bfloat16 safetensors, seeded. Each token of the
-tokenizer but single bytes is a made-up ASCII word, so that whatever is sampled shows as text.
+S has the shape of SmolLM2-135M, M of Qwen3-0.6B, L (16 GB, only if named) of Llama-3.1-8B.
+bfloat16 safetensors, seeded. Each token of the tokenizer but single bytes is a made-up ASCII word,
+so that whatever is sampled shows as text.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ _CONFIGS = {
         vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
         num_attention_heads=16, num_key_value_heads=8, head_dim=128,
         max_position_embeddings=40960, rms_norm_eps=1e-6, rope_theta=1_000_000.0, **_COMMON,
+    ),
+    "L": LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128,
+        max_position_embeddings=131072, rms_norm_eps=1e-5, rope_theta=500_000.0,
+        **(_COMMON | {"tie_word_embeddings": False}),
     ),
 }  # fmt: skip
 _CHAT = (
@@ -76,7 +83,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.make_models", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", default=list(_CONFIGS), help="S, M or both")
+    parser.add_argument("names", nargs="*", default=["S", "M"], help="S, M, L (default: S M)")
     options = parser.parse_args()
     for name in options.names:
         make(name, options.folder / name)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from loadtest.client import Client
 from loadtest.events import Outcome
+from tests.bench import bench_gpu
 from tests.bench.machine import Machine, ModelSize, model_size, output_rate, token_seconds
 from tests.bench.report import busy_loss, limit_share, markdown
 from tests.bench.servers import Description, NotInstalledError, Server, descriptions
@@ -129,3 +130,35 @@ def _word_tokenizer(folder: Path) -> None:
     from tests.bench.make_models import tokenizer
 
     tokenizer(3000).save_pretrained(folder)
+
+
+def test_the_gpu_table_has_ratios_and_what_was_not_measured() -> None:
+    def run(server: str, model: str, **cases: tuple[float, float]) -> dict[str, Any]:
+        figures = {
+            key.replace("_", "-"): {"output_rate": rate, "tpot_ms": tpot, "busy": 0.97}
+            for key, (rate, tpot) in cases.items()
+        }
+        return {"server": server, "model": model, "start_seconds": 9.0, "cases": figures}
+
+    result = {
+        "machine": {"bandwidth": 1e12, "attention": {"L": {"ms": 0.5, "share": 0.8}}},
+        "models": {"M": 1e9, "L": 16e9},
+        "runs": [
+            run(bench_gpu.OURS, "M", M_256=(1200.0, 9.0), M_1=(0.0, 1.3)),
+            run(bench_gpu.PEER, "M", M_256=(1000.0, 9.0)),
+            run(bench_gpu.OURS, "L", L_1=(0.0, 20.0)),
+        ],
+    }
+    lines = bench_gpu.table(result).splitlines()
+    assert "| 1200 tok/s (1.20 ×) | 1000 tok/s | 1.0 × vLLM |" in lines[2]
+    assert "| – | – | 0.95 × vLLM |" in lines[3]
+    assert "| 1.30 (1.30 ms) | – | ≤ 1.35 |" in lines[4]
+    assert "| 1.25 (20.00 ms) | – | ≤ 1.35 |" in lines[5]
+    assert "| 97% | 97% | 95 % |" in lines[6]
+    assert "| 9.0 s | – | 20 s |" in lines[8]
+    assert "| 80% (0.500 ms) | – | 70 % |" in lines[9]
+
+
+def test_the_busy_share_is_that_of_the_middle() -> None:
+    assert bench_gpu.busy_share("0\n3\n99\n98\n97\n99\n4\n0\n") == 0.985
+    assert bench_gpu.busy_share("[N/A]\n") is None
