@@ -30,3 +30,8 @@ def child_environment(threads: int | None) -> dict[str, str]:
         **_SPIN,
     }
     return ours | dict(os.environ)
+
+
+def rank_environment(rank: int) -> dict[str, str]:
+    """This process's environment for a process that computes on the device of that number."""
+    return dict(os.environ) | {"LOCAL_RANK": str(rank)}

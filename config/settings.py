@@ -52,6 +52,9 @@ class EngineSettings(BaseModel):
         "auto", description="who goes first; auto: fair with several keys"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; default: cores")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="devices (on CPU: processes) that share every layer"
+    )
     worker: Literal["torch", "simulated"] = Field(
         "torch", description="simulated makes up tokens, to measure the rest"
     )

@@ -6,7 +6,6 @@ settings over the socket `FD`, builds the worker, and serves until the front end
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import signal
 import socket
@@ -21,11 +20,11 @@ from batching.core.types import Limits
 from batching.engine.channel import ChannelClosed, ChildChannel
 from batching.engine.loop import EngineLoop
 from batching.engine.messages import Configure, Failed, Progress, Ready, Submit
+from batching.worker.lifeline import end_with_parent
 from batching.worker.protocol import Capabilities, UnsupportedModelError, Worker, WorkerConfig
 from config.settings import EngineSettings
 
 SIMULATED_BLOCKS = 65_536  # a pool that is never the limit
-_PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int) -> int:
@@ -37,7 +36,7 @@ def run_child(fd: int, serve: Callable[[ChildChannel], None]) -> int:
     """Call `serve`, and tell the front end why it ended unless that is gone itself."""
     for number in (signal.SIGINT, signal.SIGTERM):  # for the front end, even if sent to us too
         signal.signal(number, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent()
     channel = ChildChannel(socket.socket(fileno=fd))
     try:
         serve(channel)
@@ -55,15 +54,6 @@ def run_child(fd: int, serve: Callable[[ChildChannel], None]) -> int:
             pass
         return 1
     return 0
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when the front end is gone, even if it hangs by then.
-
-    Only Linux can; elsewhere it ends when it next reads or writes the channel.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _serve(channel: ChildChannel) -> None:
@@ -103,9 +93,13 @@ def _build_worker(settings: EngineSettings, progress: Callable[[str, float], Non
                 max_model_len=settings.max_model_len,
             )
         )
+    shared = {name: getattr(settings, name) for name in WorkerConfig.__struct_fields__}
+    if settings.tensor_parallel > 1:
+        from batching.worker.parallel import ParallelWorker
+
+        return ParallelWorker(WorkerConfig(**shared), progress)
     from batching.worker.torch_worker import TorchWorker
 
-    shared = {name: getattr(settings, name) for name in WorkerConfig.__struct_fields__}
     return TorchWorker(WorkerConfig(**shared), progress)
 
 

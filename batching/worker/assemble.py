@@ -16,6 +16,7 @@ from batching.worker.kv_pool import block_bytes, choose_num_blocks
 from batching.worker.load import load_model
 from batching.worker.logprobs import PROMPT_LOGPROB_ROWS, token_logprobs
 from batching.worker.model import PackedModel, Runner
+from batching.worker.peers import Peers
 from batching.worker.probe import Probe, freeze_rope, rope_limit
 from batching.worker.protocol import Capabilities, UnsupportedModelError, WorkerConfig
 from batching.worker.sampling import Draws, SamplingInputs, sample
@@ -60,7 +61,7 @@ class Assembled:
     spare: int  # a block that no sequence is given
 
 
-def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
+def assemble(config: WorkerConfig, phases: Phases, peers: Peers | None = None) -> Assembled:
     """Load, check and bind a model. Raises `UnsupportedModelError` if it cannot be served."""
     device = choose_device(config.device)
     if config.threads is not None:
@@ -87,13 +88,15 @@ def assemble(config: WorkerConfig, phases: Phases) -> Assembled:
     graphed = device.type in GRAPHED and backend.name == "triton"
     step *= 1 + graphed  # recordings keep their own, which is less
     blocks = choose_num_blocks(config, max_model_len, each, free_bytes(device), step, is_cpu=is_cpu)
+    if peers is not None:
+        blocks = peers.least(blocks)
     size = config.block_size
     try:
         pages = [backend.allocate(s, blocks + graphed, size, model.dtype) for s in probe.specs]
     except ValueError as error:
         raise UnsupportedModelError(f"block_size {config.block_size}: {error}") from error
     phases.begin("pack")
-    runner = _bind(model, packed, probe, backend, pages, max_model_len, config.quantization)
+    runner = _bind(model, packed, probe, backend, pages, max_model_len, config)
     capabilities = Capabilities(
         model=config.model,
         architecture=type(model).__name__,
@@ -126,11 +129,13 @@ def _bind(
     backend: AttentionBackend,
     pages: list[tuple[torch.Tensor, torch.Tensor]],
     max_model_len: int,
-    quantization: str,
+    config: WorkerConfig,
 ) -> Runner:
     """The fastest runner that computes the model exactly: on CPU a C++ one where there is one."""
     reason = f"{backend.name} attention is used"
-    if backend.name == "cpu":
+    if config.tensor_parallel > 1:
+        reason = "tensor_parallel is used"
+    elif backend.name == "cpu":
         from batching.worker.cpu import decoder
         from batching.worker.cpu.attention import CpuAttention
 
@@ -138,13 +143,18 @@ def _bind(
         refusal = decoder.refuses(model)
         if refusal is None:
             return decoder.CpuDecoder(
-                model, probe.specs, backend, pages, max_model_len, int8=quantization == "int8"
+                model,
+                probe.specs,
+                backend,
+                pages,
+                max_model_len,
+                int8=config.quantization == "int8",
             )
         reason = refusal
         logger.info("the C++ decoder is not used: %s", reason)
-    if quantization != "none":
+    if config.quantization != "none":
         raise UnsupportedModelError(
-            f"{model.config.model_type}: no {quantization} weights, because {reason}"
+            f"{model.config.model_type}: no {config.quantization} weights, because {reason}"
         )
     packed.bind(probe.modules, probe.specs, backend, pages)
     return packed

@@ -34,13 +34,36 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
         raise UnsupportedModelError(f"cannot load {config.model!r}: {error}") from error
     refuse_by_config(model_config, model_config.get_text_config(decoder=True))
     dtype = choose_dtype(config.dtype, model_config, device)
+    divided: dict[str, Any] = {}
+    if config.tensor_parallel > 1:
+        divided["distributed_config"] = _division(config, model_config)
     model, absent = load_weights(
-        AutoModelForCausalLM, config, model_config, progress, dtype=dtype, attention=ATTENTION_NAME
+        AutoModelForCausalLM,
+        config,
+        model_config,
+        progress,
+        dtype=dtype,
+        attention=ATTENTION_NAME,
+        **divided,
     )
     refuse_incomplete(config.model, absent)
     if device.type != "cpu":
         refuse_too_large(config.model, model, free_bytes(device))
     return model.to(device).eval().requires_grad_(False)
+
+
+def _division(config: WorkerConfig, model_config: Any) -> Any:
+    """How ranks share the weights, as transformers is told it."""
+    from transformers.distributed import DistributedConfig
+
+    size, text_config = config.tensor_parallel, model_config.get_text_config(decoder=True)
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(text_config, name, None) or 0
+        if heads % size:
+            raise UnsupportedModelError(
+                f"{config.model!r}: its {name}, {heads}, do not divide by tensor_parallel {size}"
+            )
+    return DistributedConfig(tp_size=size)
 
 
 def load_weights(
@@ -51,10 +74,12 @@ def load_weights(
     *,
     dtype: torch.dtype,
     attention: str | None = None,
+    **divided: Any,
 ) -> tuple[Any, list[str]]:
     """A model made by the auto class `kind`, and the weights that its folder lacks.
 
-    `attention` None is transformers' choice. Raises `UnsupportedModelError`.
+    `attention` None is transformers' choice; `divided` tells it how ranks share the weights. Raises
+    `UnsupportedModelError`.
     """
     try:
         with _ReportedBars(progress):
@@ -67,6 +92,7 @@ def load_weights(
                 use_safetensors=None if config.allow_pickle else True,
                 attn_implementation=attention,
                 output_loading_info=True,
+                **divided,
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnsupportedModelError(f"cannot load {config.model!r}: {error}") from error

@@ -163,7 +163,8 @@ class PackedModel:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(parameter.nbytes for parameter in self.model.parameters())
+        shares = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters())
+        return sum(share.nbytes for share in shares)
 
     def padding(self, tokens: int, sequences: int) -> int:
         return 0

@@ -47,6 +47,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     num_blocks: int | None = None
     memory_fraction: float = 0.9
     threads: int | None = None
+    tensor_parallel: int = 1
     trust_remote_code: bool = False
     allow_pickle: bool = False
 

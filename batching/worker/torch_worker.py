@@ -18,6 +18,7 @@ from batching.worker.device import fetch, upload
 from batching.worker.grammar_masks import GrammarSlots, StepGrammars
 from batching.worker.kv_pool import GIB
 from batching.worker.logprobs import PROMPT_LOGPROB_ROWS, LogprobTensors, token_logprobs
+from batching.worker.peers import Peers
 from batching.worker.protocol import (
     Capabilities,
     UnsupportedModelError,
@@ -60,10 +61,15 @@ class TorchWorker:
     """
 
     def __init__(
-        self, config: WorkerConfig, progress: Callable[[str, float], None] = lambda *_: None
+        self,
+        config: WorkerConfig,
+        progress: Callable[[str, float], None] = lambda *_: None,
+        peers: Peers | None = None,
     ) -> None:
+        """`peers` are the other ranks, where `tensor_parallel` is more than one."""
         phases = Phases(progress)
-        built = assemble(config, phases)
+        built = assemble(config, phases, peers)
+        self._peers = peers
         self._capabilities = limits = built.capabilities
         self._device, self._model = built.device, built.model
         self._slots = SlotTables(
@@ -120,7 +126,8 @@ class TorchWorker:
         self._slots.begin(plan.inits)
         for init in plan.inits:
             self._sampler.begin(init)
-            self._grammars.begin(init)
+            if self._peers is None or self._peers.rank == 0:  # whose tokens are everybody's
+                self._grammars.begin(init)
         padding = self._model.padding(plan.token_count, len(plan.sequences))
         inputs = self._slots.build(plan, padding)
         hidden = self._model.hidden(inputs.tokens, inputs.positions, inputs.metadata)
@@ -160,6 +167,8 @@ class TorchWorker:
             tokens = self._model.largest(hidden)
         else:
             tokens = self._choose(self._model.logits(hidden), how, pending)
+        if self._peers is not None:
+            self._peers.agree(tokens)
         self._sampler.record(tokens)
         self._slots.append(slots, ends, tokens)
         scored = [] if pending.logprobs is None else pending.logprobs.tensors()
