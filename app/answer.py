@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.generation import Generation, Job
+from app.headers import LOAD_HEADER, forecast_headers, load_format, load_report
 from app.prompts import prepare
 from app.service import Service
 from app.sse import OPENAI_END, StreamEnd, event_stream
@@ -58,7 +59,7 @@ async def answer(
     """
     if fields.request_id is not None:
         request.state.request_id = fields.request_id
-    terms = Terms.of(request, fields)
+    terms, wants_load = Terms.of(request, fields), load_format(request)
     flight = service.flights.board(request.scope, handler.id, streamed=fields.stream)
     await prepare(handler.prepare, body_bytes)
     flight.tokenised = service.clock()
@@ -67,8 +68,16 @@ async def answer(
     receive = request.receive
     generation = Generation.start(service, handler.jobs, samples, receive, terms, flight)
     if fields.stream:
-        return await event_stream(handler.stream(generation), generation.close, ending)
-    try:
-        return Response(await handler.run(generation), media_type="application/json")
-    finally:
-        generation.close()
+        response: Response = await event_stream(
+            handler.stream(generation), generation.close, ending
+        )
+    else:
+        try:
+            body = await handler.run(generation)
+        finally:
+            generation.close()
+        response = Response(body, media_type="application/json")
+    response.headers.update(forecast_headers(generation))
+    if wants_load is not None:
+        response.headers[LOAD_HEADER] = load_report(service, wants_load)
+    return response

@@ -38,22 +38,27 @@ class Backlog:
         if self._waiting.pop(request.id, None) is not None:
             self._tokens -= len(request.prompt)
 
-    def first_token_seconds(self, requests: Sequence[Request], samples: int) -> float | None:
+    def ahead_of(self, request: Request) -> Ahead:
+        """Those that will have their first tokens before `request`, submitted now."""
+        if self._policy == "fcfs" or not self._waiting:
+            return Ahead(len(self._waiting), self._tokens)
+        return ahead_of(request, self._waiting.values(), self._policy)
+
+    def first_token_seconds(
+        self, ahead: Ahead, requests: Sequence[Request], samples: int
+    ) -> float | None:
         """Seconds until all of `requests`, submitted now, would have their first tokens.
 
         Each group of `samples` shares its prompt, which is computed once. None: the engine has
         computed too little for a forecast.
         """
-        everything = Ahead(len(self._waiting), self._tokens)
-        if self._policy == "fcfs" or not self._waiting:
-            ahead = everything
-        else:
-            ahead = ahead_of(requests[0], self._waiting.values(), self._policy)
         tokens = sum(len(request.prompt) for request in requests[::samples])
         ahead = Ahead(ahead.requests + len(requests) - 1, ahead.tokens)
         return first_token_seconds(tokens, ahead, self._engine.stats, self._room)
 
     def drain_seconds(self) -> float | None:
-        """Seconds until all that waits now would have been taken up."""
+        """Seconds until all that waits now would have been taken up. None as above."""
+        if not self._waiting:
+            return 0.0
         everything = Ahead(len(self._waiting), self._tokens)
         return first_token_seconds(0, everything, self._engine.stats, self._room)

@@ -10,6 +10,7 @@ from app.families import Families
 from app.histogram import ERROR_EDGES, STEP_TOKEN_EDGES, Histogram, SplitHistogram
 from batching.core.types import EngineStats
 
+_LONG_WAIT_SECONDS = 2.0  # for a first token: whoever waits longer would like another server
 _STAGES = ("inbox", "plan", "submit", "wait", "commit", "outbox")
 
 
@@ -36,8 +37,7 @@ class StepMetrics:
         self._steps = stats.steps
         self._tokens.observe(stats.step_tokens)
         if stats.predicted_step_seconds:
-            error = stats.step_seconds - stats.predicted_step_seconds
-            self._error.observe("late" if error > 0 else "early", abs(error))
+            self._error.observe_error(stats.predicted_step_seconds, stats.step_seconds)
 
     def families(self, labels: Mapping[str, str]) -> Iterator[Metric]:
         """As of now."""
@@ -72,12 +72,12 @@ def stage_family(families: Families, stats: EngineStats) -> Metric:
     )
 
 
-def load_ratio(stats: EngineStats, max_sequences: int) -> float:
-    """Demand by capacity: 1 is full; above, somebody waits for others to end.
+def load_ratio(stats: EngineStats, max_sequences: int, wait: float) -> float:
+    """Demand by capacity: 1 is full; above, somebody waits for others.
 
-    The scarcer of slots and KV blocks counts. Who waits is taken to need as many blocks as those
-    who run have on average.
+    The scarcest counts: slots, KV blocks, or the time that newcomers `wait` for those before them.
+    Who waits is taken to need as many blocks as those who run have on average.
     """
     wanted = stats.running + stats.waiting
-    blocks = stats.blocks_used * wanted / stats.running if stats.running else 0.0
-    return max(wanted / max_sequences, blocks / stats.blocks_total if stats.blocks_total else 0.0)
+    blocks = stats.kv_usage * wanted / stats.running if stats.running else 0.0
+    return max(wanted / max_sequences, blocks, wait / _LONG_WAIT_SECONDS)

@@ -69,7 +69,8 @@ class Generation:
         self._heard = False  # the engine sent something
         self._terms = Terms()
         self._timer: asyncio.TimerHandle | None = None
-        self.forecast: float | None = None  # seconds to the first token, as told at the start
+        self.forecast: float | None = None  # seconds until every choice has its first token
+        self.position = 0  # sequences that will have theirs before
         self._ending = FinishReason.ABORT  # of choices that are open when this closes
 
     @classmethod
@@ -204,6 +205,9 @@ class Generation:
         self._terms.quota.tokens.take(choice.tokens - before)
         if self._queued:
             self._leave_queue(index)
+            if not self._queued and self.forecast is not None:
+                seconds = self._service.clock() - self._streams[index].request.arrival
+                metrics.forecast_came_true(self.forecast, seconds)
         if not self._heard:
             self._heard = True
             metrics.generation_started(self._samples, self._prompt_tokens)
@@ -222,7 +226,9 @@ class Generation:
     def _check_deadline(self, requests: list[Request]) -> None:
         """Raises `ApiError` if the first tokens will not come in time, or the time is over."""
         service, deadline = self._service, self._terms.deadline
-        self.forecast = service.backlog.first_token_seconds(requests, self._samples)
+        ahead = service.backlog.ahead_of(requests[0])
+        self.position = ahead.requests
+        self.forecast = service.backlog.first_token_seconds(ahead, requests, self._samples)
         if deadline is None:
             return
         left = deadline - service.clock()

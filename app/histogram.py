@@ -78,6 +78,11 @@ class SplitHistogram:
         """Count `value` where the label is `part`."""
         self._parts[part].observe(value)
 
+    def observe_error(self, forecast: float, seconds: float) -> None:
+        """Count what was forecast and then took `seconds` as "early" or "late"."""
+        error = seconds - forecast
+        self.observe("late" if error > 0 else "early", abs(error))
+
     def family(self, labels: Mapping[str, str]) -> HistogramMetricFamily:
         """As the Prometheus client exposes it."""
         first, *others = (

@@ -18,11 +18,13 @@ from prometheus_client.registry import Collector
 from app.engine_metrics import StepMetrics, engine_families, load_ratio, stage_family
 from app.families import Families
 from app.histogram import (
+    ERROR_EDGES,
     INTER_TOKEN_EDGES,
     N_EDGES,
     REQUEST_EDGES,
     TTFT_EDGES,
     Histogram,
+    SplitHistogram,
     length_edges,
 )
 from batching.core.types import EngineStats, Timing
@@ -32,6 +34,7 @@ from batching.worker.protocol import Capabilities
 
 if TYPE_CHECKING:
     from app.admission import Admission
+    from app.backlog import Backlog
     from app.service import Engine
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
@@ -60,6 +63,14 @@ class Metrics(Collector):
         self.capabilities: Capabilities | None = None
         self._engine: Engine | None = None
         self._admission: Admission | None = None
+        self._backlog: Backlog | None = None
+        self._forecast_error = SplitHistogram(
+            "slipstream_predicted_ttft_error_seconds",
+            "How far the forecast of a request's first tokens was off, by where they came.",
+            ERROR_EDGES,
+            "side",
+            ("early", "late"),
+        )
         self._make_histograms(max_model_len=1 << 20)
 
     def _make_histograms(self, max_model_len: int) -> None:
@@ -88,11 +99,14 @@ class Metrics(Collector):
         self._n = make("request_params_n", "Asked n.", N_EDGES)
         self._histograms = [v for v in vars(self).values() if isinstance(v, Histogram)]
 
-    def serve(self, capabilities: Capabilities, engine: Engine, admission: Admission) -> None:
+    def serve(
+        self, capabilities: Capabilities, engine: Engine, admission: Admission, backlog: Backlog
+    ) -> None:
         """From now on there is an engine to read gauges from."""
         self.capabilities = capabilities
         self._engine = engine
         self._admission = admission
+        self._backlog = backlog
         self._make_histograms(capabilities.max_model_len)
 
     def generation_started(self, n: int, prompt_tokens: int) -> None:
@@ -119,6 +133,10 @@ class Metrics(Collector):
         self._decode.observe(last - first)
         if tokens > 1:
             self._tpot.observe((last - first) / (tokens - 1))
+
+    def forecast_came_true(self, forecast: float, seconds: float) -> None:
+        """All first tokens of an HTTP request, forecast when it arrived, have come."""
+        self._forecast_error.observe_error(forecast, seconds)
 
     def generation_ended(self, counts: Sequence[int], samples: int) -> None:
         """All sequences of an HTTP request have; they come in groups with the same prompt."""
@@ -157,11 +175,11 @@ class Metrics(Collector):
         for histogram in self._histograms:
             yield histogram.family(self._families.labels)
         yield from self._steps.families(self._families.labels)
+        yield self._forecast_error.family(self._families.labels)
         yield from self._own(stats)
 
     def _gauges(self, stats: EngineStats) -> Iterator[Metric]:
         families = self._families
-        usage = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
         yield families.gauge("vllm:num_requests_running", "Requests computed now.", stats.running)
         yield families.gauge(
             "vllm:num_requests_waiting", "Requests not yet computed.", stats.waiting
@@ -170,7 +188,9 @@ class Metrics(Collector):
         yield families.gauges(
             "vllm:num_requests_waiting_by_reason", "Why they wait.", "reason", by_reason
         )
-        yield families.gauge("vllm:kv_cache_usage_perc", "Share of KV blocks owned, 0 to 1.", usage)
+        yield families.gauge(
+            "vllm:kv_cache_usage_perc", "Share of KV blocks owned, 0 to 1.", stats.kv_usage
+        )
         if (c := self.capabilities) is not None:
             facts = {
                 "block_size": str(c.block_size),
@@ -208,9 +228,13 @@ class Metrics(Collector):
         yield from engine_families(self._families, stats, phases, restarts, resumed)
         yield stage_family(self._families, stats)
         slots = capabilities.max_sequences if capabilities is not None else 1
+        wait = (self._backlog.drain_seconds() or 0.0) if self._backlog is not None else 0.0
+        yield self._families.gauge(
+            "slipstream_predicted_wait_seconds", "Until all who wait now are taken up.", wait
+        )
         yield self._families.gauge(
             "slipstream_load_ratio", "Demand by capacity; above 1 some wait.",
-            load_ratio(stats, slots),
+            load_ratio(stats, slots, wait),
         )  # fmt: skip
         missed = {reason: self.deadline_misses[reason] for reason in _DEADLINE_MISSES}
         yield self._families.counters(

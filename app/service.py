@@ -87,7 +87,7 @@ class Service:
         admission = Admission(
             settings.max_queued_requests, settings.max_queued_tokens, backlog.drain_seconds
         )
-        metrics.serve(capabilities, engine, admission)
+        metrics.serve(capabilities, engine, admission, backlog)
         flights.serve(engine)
         return cls(
             settings=settings,

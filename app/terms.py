@@ -17,6 +17,7 @@ TIMEOUT_HEADER = "request-timeout-ms"
 TTFT_HEADER = "x-slo-ttft-ms"
 FAIRNESS_HEADER = "x-gateway-inference-fairness-id"
 _MAX_TENANT = 200
+FORECAST_HEADER = "x-predicted-ttft-ms"  # of responses
 _MILLISECONDS = re.compile(r"[0-9]{1,8}(\.[0-9]{1,3})?", re.ASCII)
 _MAX_MILLISECONDS = 86_400_000.0  # a day
 
@@ -120,5 +121,13 @@ def unmeetable(forecast: float, left: float) -> ApiError:
         f"{left * 1e3:.0f} ms ({TTFT_HEADER} or {TIMEOUT_HEADER})",
         status=429,
         code="deadline_unmeetable",
-        headers={"retry-after": str(whole_seconds(forecast - left))},
+        headers={
+            "retry-after": str(whole_seconds(forecast - left)),
+            FORECAST_HEADER: milliseconds(forecast),
+        },
     )
+
+
+def milliseconds(seconds: float) -> str:
+    """For a header."""
+    return f"{seconds * 1e3:.1f}"

@@ -283,6 +283,11 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     outbox_seconds: float = 0.0
     idle_seconds: float = 0.0  # nothing to do
 
+    @property
+    def kv_usage(self) -> float:
+        """Share of KV blocks that are owned, 0 to 1."""
+        return self.blocks_used / self.blocks_total if self.blocks_total else 0.0
+
 
 class Limits(msgspec.Struct, frozen=True):
     """The scheduler's fixed limits. Built by the engine from settings and worker capabilities."""

@@ -111,6 +111,18 @@ def test_of_our_own(families: dict[str, Metric], server: ServerProcess) -> None:
     assert 0 < server.metric("slipstream_step_time_error_seconds_count") <= steps
 
 
+def test_a_forecast_is_made_and_compared_with_what_came(server: ServerProcess) -> None:
+    complete(server, prompt="Once upon", max_tokens=16)  # the engine must have measured steps
+    name = "slipstream_predicted_ttft_error_seconds_count"
+    server.wait_idle()
+    before = server.metric(name)
+    body = {"prompt": "Once upon a time", "max_tokens": 2}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    assert answer.headers["x-queue-position"] == "0"
+    assert float(answer.headers["x-predicted-ttft-ms"]) > 0
+    assert server.metric(name) == before + 1
+
+
 # -- counters and usage --------------------------------------------------------------------------
 
 TOKENS = {
