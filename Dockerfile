@@ -19,12 +19,12 @@ FROM source AS build-cpu
 ARG TORCH_INDEX=
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/var/cache/pip \
-    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock .
+    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock '.[otel]'
 
 FROM source AS build-cuda
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/var/cache/pip \
-    pip install --constraint requirements.lock .
+    pip install --constraint requirements.lock '.[otel]'
 
 FROM python:3.11-slim AS runtime
 # The compiler is used at run time, for CPU kernels and for Triton's launchers.

@@ -77,6 +77,7 @@ async def answer(
         finally:
             generation.close()
         response = Response(body, media_type="application/json")
+    request.state.params = handler.jobs[0].params
     response.headers.update(forecast_headers(generation))
     if wants_load is not None:
         response.headers[LOAD_HEADER] = load_report(service, wants_load)

@@ -23,6 +23,7 @@ from app.schemas.chat import REFUSED, ChatRequest
 from app.service import Service
 from app.sse import CONTENT, DELTA, Envelope
 from app.streaming import UsageOption
+from app.timings import Timings
 from app.token_ids import TokenIdOption
 from app.turns.parts import CallArguments, CallBegin, Part, Reasoning, Text
 from app.usage import Usage, usage_of
@@ -67,6 +68,7 @@ class ChatCompletion(msgspec.Struct):
     object: str = "chat.completion"
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    timings: Timings | UnsetType = UNSET
 
 
 class ChatHandler(ChatTurn):
@@ -95,6 +97,8 @@ class ChatHandler(ChatTurn):
         if (count := self.fields.prompt_logprobs) is not None:
             found = self.jobs[0].choice.prompt_logprobs
             answer.prompt_logprobs = prompt_logprobs(found, self.service.tokenizer, count)
+        if self.fields.timings:
+            answer.timings = generation.timings()
         if self.fields.return_token_ids:
             answer.prompt_token_ids = self.jobs[0].prompt
             for choice, job in zip(choices, self.jobs, strict=True):
@@ -111,7 +115,9 @@ class ChatHandler(ChatTurn):
             choices=len(self.jobs),
             around=DELTA if self.apart else CONTENT,
         )
-        usage = UsageOption(self.fields.stream_options, self.jobs, self.fields.n)
+        fields = self.fields
+        timings = generation.timings if fields.timings else None
+        usage = UsageOption(fields.stream_options, self.jobs, fields.n, timings)
         ids = TokenIdOption(self.fields.return_token_ids, self.jobs)
         silent = set(range(len(self.jobs)))
         waiting: dict[int, list[Entry]] = {}
@@ -138,8 +144,8 @@ class ChatHandler(ChatTurn):
                     )
                 if piece:
                     yield piece
-        if usage.include:
-            yield envelope.usage(usage.final())
+        if last := usage.last():
+            yield envelope.usage(last)
 
     def _part_chunks(
         self,

@@ -87,23 +87,11 @@ def _serve(arguments: Sequence[str]) -> int:
         pools = _pools(engine, server)
     except (SettingsError, ModelSourceError) as error:
         return _complain("slipstream serve", str(error))
+    from app.log_format import configure_logging
     from app.server import serve
 
-    _configure_logging(server.log_level)
+    configure_logging(server.log_level, server.log_format)
     return serve(engine, server, pools)
-
-
-def _configure_logging(level: str) -> None:
-    import logging
-
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%H:%M:%S",
-        level=level.upper(),
-        stream=sys.stderr,
-    )
-    for chatty in ("httpx", "huggingface_hub", "filelock"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _with_model(

@@ -31,6 +31,7 @@ from app.service import Service
 from app.sse import TEXT, Envelope
 from app.streaming import UsageOption, check_stream_options
 from app.structured.request import RequestedGrammar, requested_grammar
+from app.timings import Timings
 from app.token_ids import TokenIdOption
 from app.tokenizer import TextDecoder, Tokenizer
 from app.usage import Usage, usage_of
@@ -56,6 +57,7 @@ class Completion(msgspec.Struct):
     choices: list[CompletionChoice]
     usage: Usage
     object: str = "text_completion"
+    timings: Timings | msgspec.UnsetType = msgspec.UNSET
 
 
 class Echo:
@@ -176,7 +178,10 @@ class CompletionHandler:
             choices.append(choice)
         usage = usage_of(self.jobs, self.samples)
         model = self.service.model_name
-        return msgspec.json.encode(Completion(self.id, self.created, model, choices, usage))
+        answer = Completion(self.id, self.created, model, choices, usage)
+        if self.fields.timings:
+            answer.timings = generation.timings()
+        return msgspec.json.encode(answer)
 
     def _best(self) -> list[int]:
         """Job indices of the choices to return: of each prompt the n likeliest per token."""
@@ -201,7 +206,9 @@ class CompletionHandler:
             choices=len(self.jobs),
             around=TEXT,
         )
-        usage = UsageOption(self.fields.stream_options, self.jobs, self.fields.n)
+        fields = self.fields
+        timings = generation.timings if fields.timings else None
+        usage = UsageOption(fields.stream_options, self.jobs, fields.n, timings)
         ids = TokenIdOption(self.fields.return_token_ids, self.jobs)
         unsent = set(range(len(self.jobs)))
         async with aclosing(generation.deltas()) as deltas:
@@ -225,8 +232,8 @@ class CompletionHandler:
                         stop_reason=stop_reason,
                         more=more,
                     )
-        if usage.include:
-            yield envelope.usage(usage.final())
+        if last := usage.last():
+            yield envelope.usage(last)
 
     def _with_echo(self, index: int, text: str, entries: list[Entry]) -> tuple[str, list[Entry]]:
         if not self.fields.echo:

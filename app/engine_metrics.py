@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from prometheus_client.metrics_core import Metric
 
 from app.families import Families
-from app.histogram import ERROR_EDGES, STEP_TOKEN_EDGES, Histogram, SplitHistogram
-from batching.core.types import EngineStats
+from app.histogram import ERROR_EDGES, SEQUENCE_EDGES, STEP_TOKEN_EDGES, Histogram, SplitHistogram
+from batching.core.types import EngineStats, StepSummary
 
 _LONG_WAIT_SECONDS = 2.0  # for a first token: whoever waits longer would like another server
 _STAGES = ("inbox", "plan", "submit", "wait", "commit", "outbox")
@@ -28,21 +29,35 @@ class StepMetrics:
             "side",
             ("early", "late"),
         )
-        self._steps = 0
+        self._sequences = SplitHistogram(
+            "slipstream_batch_sequences",
+            "Sequences of a step whose prompts it computed, and that it took one token further.",
+            SEQUENCE_EDGES,
+            "kind",
+            ("prefill", "decode"),
+        )
+        self._computed = Counter({"prefill": 0, "decode": 0})  # tokens
 
-    def on_step(self, stats: EngineStats) -> None:
+    def on_step(self, stats: EngineStats, step: StepSummary | None) -> None:
         """Take in what the engine said after a step, or in an idle second."""
-        if stats.steps == self._steps:
+        if step is None:
             return
-        self._steps = stats.steps
+        decodes = step.sequences - len(step.chunks)
+        self._sequences.observe("prefill", len(step.chunks))
+        self._sequences.observe("decode", decodes)
+        self._computed["prefill"] += sum(count for _, _, count in step.chunks)
+        self._computed["decode"] += decodes
         self._tokens.observe(stats.step_tokens)
         if stats.predicted_step_seconds:
             self._error.observe_error(stats.predicted_step_seconds, stats.step_seconds)
 
-    def families(self, labels: Mapping[str, str]) -> Iterator[Metric]:
+    def families(self, families: Families) -> Iterator[Metric]:
         """As of now."""
-        yield self._tokens.family(labels)
-        yield self._error.family(labels)
+        for histogram in (self._tokens, self._error, self._sequences):
+            yield histogram.family(families.labels)
+        yield families.counters(
+            "slipstream_batch_tokens", "Tokens computed.", "kind", self._computed
+        )
 
 
 def engine_families(
@@ -66,7 +81,7 @@ def stage_family(families: Families, stats: EngineStats) -> Metric:
     seconds = {stage: getattr(stats, f"{stage}_seconds") for stage in _STAGES}
     return families.counters(
         "slipstream_scheduler_stage_seconds",
-        "Where the engine's loop spends its time; wait is for the model.",
+        "Where the engine's loop spends its time; submit and wait are the model's.",
         "stage",
         seconds,
     )

@@ -78,7 +78,9 @@ class ApiError(Exception):
     def response(self, scope: Scope) -> Response:
         """In the shape of the request's route; faults of ours name the request."""
         error = with_request_id(self, scope)
-        request_id = scope.get("state", {}).get("request_id")
+        state = scope.setdefault("state", {})
+        state["error"] = self.code  # for who tells of the request when it has ended
+        request_id = state.get("request_id")
         is_theirs = scope["path"].startswith(anthropic.PREFIX)
         body = anthropic.error_body(error, request_id) if is_theirs else error.body()
         return Response(body, self.status, self.headers, "application/json")

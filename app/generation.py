@@ -17,7 +17,9 @@ from app.flights.record import Flight
 from app.logprobs import Entry
 from app.service import Service
 from app.terms import TIMEOUT_HEADER, TTFT_HEADER, Terms, expired, unmeetable
+from app.timings import Phases, Timings, timings_of
 from app.turns.parts import Part, Turn
+from app.usage import usage_of
 from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
 from batching.engine.client import EngineDeadError, RequestStream
 
@@ -189,7 +191,12 @@ class Generation:
             counts = [job.choice.tokens for job in self.jobs]
             self._service.metrics.generation_ended(counts, self._samples)
         self._streams = []
+        self._flight.usage = usage_of(self.jobs, self._samples)
         self._service.flights.arrive(self._flight)
+
+    def timings(self) -> Timings:
+        """How long it took so far."""
+        return timings_of(Phases.of(self._flight.lanes), usage_of(self.jobs, self._samples))
 
     def _feed(self, index: int, event: TokenEvent) -> Delta:
         """Give a choice its event, and count."""

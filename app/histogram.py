@@ -22,6 +22,7 @@ REQUEST_EDGES = (
     *(10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 STEP_TOKEN_EDGES = tuple(float(1 << i) for i in range(15))
+SEQUENCE_EDGES = (0.0, *(float(1 << i) for i in range(11)))
 N_EDGES = (1.0, 2.0, 5.0, 10.0, 20.0)
 # How far forecasts are off, in seconds.
 ERROR_EDGES = (

@@ -158,7 +158,7 @@ class Metrics(Collector):
                     self._ttft.observe(now - arrival)
             if event.timing is not None:
                 self._observe_timing(event.timing)
-        self._steps.on_step(output.stats)
+        self._steps.on_step(output.stats, output.step)
 
     def _observe_timing(self, timing: Timing) -> None:
         if timing.scheduled:
@@ -174,7 +174,7 @@ class Metrics(Collector):
         yield from self._counters(stats)
         for histogram in self._histograms:
             yield histogram.family(self._families.labels)
-        yield from self._steps.families(self._families.labels)
+        yield from self._steps.families(self._families)
         yield self._forecast_error.family(self._families.labels)
         yield from self._own(stats)
 

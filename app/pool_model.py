@@ -15,6 +15,7 @@ import numpy.typing as npt
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
+from app.accounts import Pooled
 from app.admission import Admission
 from app.errors import ApiError, engine_error
 from app.pool_inputs import Encoded
@@ -105,6 +106,14 @@ class PoolModel:
             results = await call.results()
             reason = "stop"
             self.metrics.prompt_tokens += tokens
+            request.state.pooled = Pooled(
+                self.name,
+                len(texts),
+                tokens,
+                call.requests[0].arrival,
+                min(result.scheduled for result in results),
+                max(result.finished for result in results),
+            )
             return self._numbers(results)
         except PoolError as error:
             raise engine_error(str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
+from app.accounts import Listener, log_account
 from app.errors import ApiError, no_such_model
 from app.pool_model import PoolModel
 from app.service import Service
@@ -18,6 +19,7 @@ class Served:
     def __init__(self, generator: Service | None, pools: Sequence[PoolModel] = ()) -> None:
         self.generator = generator
         self.pools = {model.name: model for model in pools}
+        self.listeners: list[Listener] = [log_account]  # told of every request that has ended
         self.draining = False  # told to stop: open requests are finished, new ones refused
         if generator is not None:  # so that its endpoints say what others can do
             generator.others.update({model.name: model.abilities for model in pools})

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from app.accounts import Accounts
 from app.engines import Engines
 from app.errors import install_error_handlers
 from app.http_protocol import HttpProtocol
@@ -35,6 +36,9 @@ from app.tokenizer import TokenizerError
 from batching.engine.client import EngineStartError
 from config.settings import EngineSettings, ServerSettings
 
+if TYPE_CHECKING:
+    from app.tracing import Tracing
+
 logger = logging.getLogger(__name__)
 
 # Longer than clients and proxies keep idle connections, so that it is they who close them: a server
@@ -47,6 +51,10 @@ _OPEN_FILES = 65536
 _UNSENT_BYTES = 131072
 
 
+class MissingExtraError(RuntimeError):
+    """A setting needs a package that is not installed; the message says how to get it."""
+
+
 def create_app(served: Served | Service, keys: KeyRing | None = None) -> FastAPI:
     """The ASGI application of the served models, or of a single one that generates.
 
@@ -54,7 +62,7 @@ def create_app(served: Served | Service, keys: KeyRing | None = None) -> FastAPI
     """
     if isinstance(served, Service):
         served = Served(served)
-    middleware = [Middleware(RequestId)]
+    middleware = [Middleware(RequestId), Middleware(Accounts, served=served)]
     if origins := served.settings.cors_origins:
         # Before the keys are asked for: a browser asks first whether it may, and without one.
         middleware.append(
@@ -104,25 +112,43 @@ async def _serve(
     name = settings.served_model_name or Path(engine.model).name
     engines = Engines()
     signals = Signals(engines.kill)
+    tracing = None
     try:
+        tracing = load_tracing(settings.otlp_endpoint)
         slow_import = asyncio.create_task(asyncio.to_thread(renderer))  # meanwhile
         generator = None if name in pools else with_policy(engine, settings)
         served = await signals.unless_told(engines.start(settings, name, generator, pools))
         if served is None:
             return signals.status
         await slow_import
+        if tracing is not None:
+            served.listeners.append(tracing.ended)
         try:
             app = create_app(served, keys)
             return await _serve_http(app, tls, served, engines, listener, signals)
         finally:
             if served.generator is not None:
                 served.generator.responses.close()
-    except (EngineStartError, TokenizerError, ResponseStoreError) as error:
+    except (EngineStartError, TokenizerError, ResponseStoreError, MissingExtraError) as error:
         logger.error("cannot start: %s", error)
         return 1
     finally:
         await engines.close()
         listener.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
+
+
+def load_tracing(endpoint: str) -> Tracing | None:
+    """What sends traces to `endpoint`, if there is one. Raises `MissingExtraError`."""
+    if not endpoint:
+        return None
+    try:
+        from app.tracing import Tracing
+    except ImportError as error:
+        message = f"otlp_endpoint needs pip install 'slipstream[otel]' ({error})"
+        raise MissingExtraError(message) from error
+    return Tracing(endpoint)
 
 
 def with_policy(engine: EngineSettings, settings: ServerSettings) -> EngineSettings:
@@ -172,6 +198,7 @@ async def _serve_http(
         ws="none",
         lifespan="off",
         access_log=False,
+        log_config=None,
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_CLOSE_SECONDS,

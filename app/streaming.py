@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from app.errors import ApiError
 from app.generation import Job
 from app.schemas.common import GenerationFields, StreamOptions
+from app.timings import Timings
 from app.usage import usage_of
 
 
 class UsageOption:
     """The `usage` part of each chunk, as JSON text to append to it."""
 
-    def __init__(self, options: StreamOptions | None, jobs: list[Job], samples: int) -> None:
+    def __init__(
+        self,
+        options: StreamOptions | None,
+        jobs: list[Job],
+        samples: int,
+        timings: Callable[[], Timings] | None = None,
+    ) -> None:
+        """`timings` is asked, if they are wanted, when all choices have ended."""
         self.include = bool(options and options.include_usage)
         self._continuous = bool(options and options.continuous_usage_stats) and self.include
         self._jobs = jobs
         self._samples = samples
+        self._timings = timings
 
     def suffix(self) -> bytes:
         """For a chunk with a choice: nothing, null, or with continuous usage the counts so far."""
@@ -28,6 +39,13 @@ class UsageOption:
     def final(self) -> bytes:
         """The counts so far."""
         return b',"usage":' + msgspec.json.encode(usage_of(self._jobs, self._samples))
+
+    def last(self) -> bytes:
+        """For a chunk after the last choice ended. Empty: there is none."""
+        last = self.final() if self.include else b""
+        if self._timings is not None:
+            last += b',"timings":' + msgspec.json.encode(self._timings())
+        return last
 
 
 def check_stream_options(fields: GenerationFields) -> None:

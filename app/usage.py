@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from app.generation import Job
+if TYPE_CHECKING:
+    from app.generation import Job
 
 
 class PromptTokensDetails(msgspec.Struct):

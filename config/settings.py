@@ -95,6 +95,10 @@ class ServerSettings(BaseModel):
     max_stored_responses: int = Field(4096, ge=1, description="beyond this the oldest is dropped")
     drain_seconds: float = Field(30.0, ge=0, description="grace for open streams on SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="logs")
+    log_format: Literal["text", "json"] = Field("text", description="one line or object each")
+    otlp_endpoint: str = Field(
+        "", pattern="^(https?://.+)?$", description="URL to send traces to; needs slipstream[otel]"
+    )
 
     @field_validator("tls_key", "tls_client_ca")
     @classmethod

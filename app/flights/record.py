@@ -9,6 +9,7 @@ from __future__ import annotations
 from operator import sub
 from typing import NamedTuple
 
+from app.usage import Usage
 from batching.core.types import Lack, StepSummary
 
 # A prompt of 128k tokens has some 250 chunks; of the later ones it is enough to know their sum.
@@ -144,7 +145,7 @@ class Flight:
     __slots__ = (
         "admitted", "ahead", "answer_id", "began", "ended", "finish", "lanes", "name", "path",
         "received", "received_at", "request_id", "stalled", "stalled_since", "stalls", "streamed",
-        "tenant", "tokenised", "waiting",
+        "tenant", "tokenised", "usage", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -172,6 +173,7 @@ class Flight:
         self.ahead = Ahead()
         self.waiting = 0  # lanes that no step has touched
         self.finish: str | None = None
+        self.usage: Usage | None = None  # when it has ended
         self.lanes: list[Lane] = []
         self.stalled = 0.0  # seconds in which the client did not read
         self.stalls = 0

@@ -89,6 +89,7 @@ class GenerationFields(SamplingFields, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     return_token_ids: bool = False
+    timings: bool = False
 
     response_format: ResponseFormat | None = None
     guided_json: Any = None

@@ -274,7 +274,7 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     preemptions: int = 0
     predicted_step_seconds: float = 0.0  # the cost model's forecast of the last step
     outlook: Outlook | None = None  # None: too few steps were measured
-    # Totals of where the engine's loop spent its time; `wait` is for the worker.
+    # Totals of where the engine's loop spent its time; `submit` and `wait` are the worker's.
     inbox_seconds: float = 0.0
     plan_seconds: float = 0.0
     submit_seconds: float = 0.0

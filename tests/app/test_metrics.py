@@ -12,7 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.histogram import INTER_TOKEN_EDGES, REQUEST_EDGES, TTFT_EDGES, Histogram, length_edges
 from app.metrics import Metrics, exported_names
-from batching.core.types import EngineStats, Request, SamplingParams, Timing, TokenEvent
+from batching.core.types import (
+    EngineStats,
+    Request,
+    SamplingParams,
+    StepSummary,
+    Timing,
+    TokenEvent,
+)
 from batching.engine.messages import StepOutput
 from tests.app.conftest import MakeServer, Server
 
@@ -102,7 +109,8 @@ def test_times_of_one_request() -> None:
     timing = Timing(arrival=1.0, scheduled=1.5, first_token=2.0, finished=2.75)
     for now, tokens, end in ((2.0, (5,), None), (2.5, (6,), None), (2.75, (7,), timing)):
         event = TokenEvent("a", tokens=tokens, timing=end)
-        metrics.on_step(StepOutput([event], EngineStats(steps=int(now * 100), step_tokens=4)))
+        step = StepSummary(began=now - 0.25, ended=now, sequences=1)
+        metrics.on_step(StepOutput([event], EngineStats(step_tokens=4), step))
     metrics.request_ended(request, "length", 3)
     samples = {s.name: s.value for f in metrics.collect() for s in f.samples if not s.name.endswith("_bucket")}  # fmt: skip  # noqa: E501
     sums = {
@@ -130,11 +138,9 @@ async def test_nothing_is_remembered_of_requests_that_ended(server: Server) -> N
 
 def test_steps_that_took_other_than_forecast() -> None:
     metrics = Metrics("m")
-    for step, (seconds, forecast) in enumerate([(0.5, 0.0), (0.5, 0.4), (0.5, 0.52), (0.5, 0.6)]):
-        stats = EngineStats(
-            steps=step + 1, step_tokens=8, step_seconds=seconds, predicted_step_seconds=forecast
-        )
-        metrics.on_step(StepOutput([], stats))
+    for forecast in (0.0, 0.4, 0.52, 0.6):
+        stats = EngineStats(step_seconds=0.5, predicted_step_seconds=forecast)
+        metrics.on_step(StepOutput([], stats, StepSummary(began=1.0, ended=1.5, sequences=1)))
         metrics.on_step(StepOutput([], stats))  # an idle second: no other step
     found = {
         (s.name.removeprefix("slipstream_step_time_error_seconds"), s.labels["side"]): s.value
@@ -146,6 +152,27 @@ def test_steps_that_took_other_than_forecast() -> None:
     assert found["_sum", "late"] == pytest.approx(0.1)
     assert found["_count", "early"] == 2
     assert found["_sum", "early"] == pytest.approx(0.12)
+
+
+def test_what_steps_were_made_of() -> None:
+    metrics = Metrics("m")
+    chunks = (("a", 0, 100), ("b", 64, 28))
+    for step in (
+        StepSummary(began=0.0, ended=0.1, sequences=5, chunks=chunks),
+        StepSummary(began=0.1, ended=0.2, sequences=5),
+    ):
+        metrics.on_step(StepOutput([], EngineStats(), step))
+    found = {
+        (s.name, s.labels["kind"]): s.value
+        for family in metrics.collect()
+        for s in family.samples
+        if "kind" in s.labels and "le" not in s.labels
+    }
+    name = "slipstream_batch_sequences"
+    assert (found[f"{name}_sum", "prefill"], found[f"{name}_count", "prefill"]) == (2, 2)
+    assert (found[f"{name}_sum", "decode"], found[f"{name}_count", "decode"]) == (3 + 5, 2)
+    assert found["slipstream_batch_tokens_total", "prefill"] == 128
+    assert found["slipstream_batch_tokens_total", "decode"] == 8
 
 
 @pytest.mark.parametrize(

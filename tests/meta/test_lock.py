@@ -11,7 +11,8 @@ from packaging.utils import canonicalize_name
 from tests.meta.tree import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DECLARED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DECLARED = [*PROJECT["dependencies"], *EXTRAS["dev"]]
 LOCK = {
     canonicalize_name(name): version
     for name, _, version in (
@@ -26,6 +27,10 @@ LOCK = {
 def test_dependencies_are_pinned_within_their_range(declared: str) -> None:
     requirement = Requirement(declared)
     assert LOCK[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_all_extras_are_tested() -> None:
+    assert set(EXTRAS["otel"]) <= set(EXTRAS["dev"])
 
 
 def test_pins_name_no_local_build() -> None:
