@@ -74,6 +74,7 @@ def _measure(flags: Sequence[str], seconds: float, sequences: int) -> Calibratio
         log, port = Path(folder) / "events", _free_port()
         ours = ["--host", "127.0.0.1", "--port", str(port), "--event-log", str(log)]
         ours += ["--served-model-name", _NAME, "--log-level", "error"]
+        ours += ["--event-log-mib", "65536"]  # all of it is read
         command = [sys.executable, "-m", "app.cli", "serve", *flags, *ours]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ usage: slipstream COMMAND [flags]
   calibrate       measure how long a model's steps take on this machine
   simulate TRACE  predict what a server or a hundred would do under recorded traffic
   fit [MODEL]     whether a model fits on what hardware, its speed, cost and settings
+  replay FILE     make a server's decisions again from its event log; one request's story
   plan TRACE      how many replicas carry a trace within an SLO, and their price
   --version       print the version
 
@@ -58,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from app.new_key import main as key
 
             return key(rest)
+        case "replay":
+            from app.replay import main as replay
+
+            return replay(rest)
         case "compare":
             from loadtest.compare import main as compare
 
@@ -78,13 +85,11 @@ def _serve(arguments: Sequence[str]) -> int:
     from config.flags import ServeParser
     from config.load import SettingsError, load_settings
 
-    # While models are downloaded: a container's first process ignores what it does not handle.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
     flags = vars(ServeParser().parse_args(arguments))
     try:
-        engine, server = _with_model(*load_settings(flags))
-        pools = _pools(engine, server)
+        with _ended_by_signals():
+            engine, server = _with_model(*load_settings(flags))
+            pools = _pools(engine, server)
     except (SettingsError, ModelSourceError) as error:
         return _complain("slipstream serve", str(error))
     from app.log_format import configure_logging
@@ -97,9 +102,13 @@ def _serve(arguments: Sequence[str]) -> int:
 def _with_model(
     engine: EngineSettings, server: ServerSettings
 ) -> tuple[EngineSettings, ServerSettings]:
-    """Settings with the model's folder and public name filled in."""
+    """Settings with the model's folder and public name filled in. Raises `SettingsError`."""
     from app.model_source import find_model
+    from config.load import SettingsError
 
+    log = engine.event_log
+    if log is not None and not os.access(Path(log).absolute().parent, os.W_OK):
+        raise SettingsError(f"--event-log: cannot write in the folder of {log}")
     source = find_model(
         engine.model,
         engine.revision,
@@ -137,6 +146,17 @@ def _pools(engine: EngineSettings, server: ServerSettings) -> dict[str, EngineSe
         own = {"model": str(source.folder), "revision": None, "quantization": "none"}
         pools[name] = engine.model_copy(update=own | {"max_model_len": None, "event_log": None})
     return pools
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """While models are downloaded: a container's first process ignores what it does not handle."""
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, lambda number, _: sys.exit(128 + number))
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _complain(program: str, message: str) -> int:

@@ -22,7 +22,7 @@ _OK = b'{"status":"ok"}'
 
 
 async def health(served: Served, request: Request) -> Response:
-    """200 while every engine works; 503 with the reason while one restarts or when it is gone.
+    """200 while every engine works, and what it warned of; 503 with the reason while one does not.
 
     Its supervisor notices within seconds that the engine died or hangs. Also 503 once the server
     was told to stop.
@@ -35,7 +35,11 @@ async def health(served: Served, request: Request) -> Response:
             raise ApiError(failure, status=503, code="engine_unavailable")
     if served.draining:
         raise ApiError("the server is shutting down", status=503, code="draining")
-    return Response(_OK, media_type="application/json")
+    warnings = [w for model in served.models for w in model.capabilities.warnings]
+    if not warnings:
+        return Response(_OK, media_type="application/json")
+    body = msgspec.json.encode({"status": "ok", "warnings": warnings})
+    return Response(body, media_type="application/json")
 
 
 async def live(served: Served, request: Request) -> Response:

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from app.engine_metrics import StepMetrics, engine_families, load_ratio, stage_family
+from app.engine_info import info_family
+from app.engine_metrics import (
+    StepMetrics,
+    engine_families,
+    load_ratio,
+    stage_family,
+)
 from app.families import Families
 from app.histogram import (
     ERROR_EDGES,
@@ -227,6 +233,7 @@ class Metrics(Collector):
         resumed = engine.resumed_streams if engine is not None else 0
         yield from engine_families(self._families, stats, phases, restarts, resumed)
         yield stage_family(self._families, stats)
+        yield info_family(self._families, capabilities)
         slots = capabilities.max_sequences if capabilities is not None else 1
         wait = (self._backlog.drain_seconds() or 0.0) if self._backlog is not None else 0.0
         yield self._families.gauge(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from app.engine_info import info_family
 from app.engine_metrics import engine_families
 from app.families import Families
 from app.histogram import REQUEST_EDGES, STEP_TOKEN_EDGES, Histogram, length_edges
@@ -35,7 +36,7 @@ class PoolMetrics(Collector):
         self.prompt_tokens = 0
         self.finished: Counter[str] = Counter()
         self._families = Families(model_name)
-        self._phases: Mapping[str, float] = {}
+        self._capabilities: PoolCapabilities | None = None
         self._engine: PoolEngine | None = None
         self._admission: Admission | None = None
         self._make_histograms(1 << 20)
@@ -58,7 +59,7 @@ class PoolMetrics(Collector):
     ) -> None:
         """From now on there is an engine to read gauges from."""
         self._engine, self._admission = engine, admission
-        self._phases = capabilities.phases
+        self._capabilities = capabilities
         self._make_histograms(capabilities.max_model_len)
 
     def ended(self, lengths: Sequence[int], reason: str) -> None:
@@ -93,7 +94,7 @@ class PoolMetrics(Collector):
         )
         for histogram in self._histograms:
             yield histogram.family(families.labels)
-        if engine is not None:
-            yield from engine_families(
-                families, engine.stats, self._phases, engine.restarts, engine.resumed_streams
-            )
+        if engine is not None and self._capabilities is not None:
+            phases, resumed = self._capabilities.phases, engine.resumed_streams
+            yield from engine_families(families, engine.stats, phases, engine.restarts, resumed)
+            yield info_family(families, self._capabilities)

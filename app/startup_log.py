@@ -96,6 +96,9 @@ def progress_log(name: str = "") -> Callable[[Progress], None]:
 
 
 def log_ready(models: Started, url: str) -> None:
-    """Log the summary."""
+    """Log the summary, and what is not as it should be."""
+    for name, capabilities in models.items():
+        for warning in capabilities.warnings:
+            logger.warning("%s works, but: %s", name, warning)
     for line in startup_lines(models, url):
         logger.info("%s", line)

@@ -67,6 +67,7 @@ class EngineSettings(BaseModel):
         60.0, gt=0, description="longest step whose time cannot be predicted yet"
     )
     event_log: str | None = Field(None, description="file that records every scheduling decision")
+    event_log_mib: float = Field(64.0, ge=1, description="disk that it may take; older is dropped")
 
 
 class ServerSettings(BaseModel):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 
 from batching.core.blocks import IntegrityError
 from batching.core.cost_model import CostModel
@@ -75,6 +76,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a request is unfinished or a plan uncommitted."""
         return bool(self._sequences or self._in_flight)
+
+    @property
+    def unfinished(self) -> Mapping[str, Sequence]:
+        """Requests that have not ended, by id; to be read only."""
+        return self._sequences
 
     @property
     def forecast(self) -> float:

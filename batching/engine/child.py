@@ -14,10 +14,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from batching.core.event_log import RecordingScheduler
 from batching.core.scheduler import Scheduler
 from batching.core.types import Limits
 from batching.engine.channel import ChannelClosed, ChildChannel
+from batching.engine.child_warnings import noted_warnings
+from batching.engine.flight_recorder import FlightRecorder
 from batching.engine.loop import EngineLoop
 from batching.engine.messages import Configure, Failed, Progress, Ready, Submit
 from batching.worker.lifeline import end_with_parent
@@ -60,9 +64,10 @@ def _serve(channel: ChildChannel) -> None:
     (configure,) = channel.receive(None)
     assert isinstance(configure, Configure)
     settings = EngineSettings.model_validate_json(configure.settings)
-    worker = _build_worker(settings, lambda phase, done: channel.send(Progress(phase, done)))
+    with noted_warnings() as warnings:
+        worker = _build_worker(settings, lambda phase, done: channel.send(Progress(phase, done)))
     try:
-        capabilities = worker.capabilities()
+        capabilities = msgspec.structs.replace(worker.capabilities(), warnings=tuple(warnings))
         scheduler = _build_scheduler(settings, _limits(settings, capabilities))
         loop = EngineLoop(
             scheduler,
@@ -106,9 +111,8 @@ def _build_worker(settings: EngineSettings, progress: Callable[[str, float], Non
 def _build_scheduler(settings: EngineSettings, limits: Limits) -> Scheduler:
     if settings.event_log is None:
         return Scheduler(limits)
-    # Unbuffered, since it must tell what led to a crash; open for the process's life.
-    log = Path(settings.event_log).open("wb", buffering=0)  # noqa: SIM115
-    return RecordingScheduler(limits, write=log.write)
+    recorder = FlightRecorder(Path(settings.event_log), int(settings.event_log_mib * 2**20))
+    return RecordingScheduler(limits, write=recorder.write)
 
 
 def _limits(settings: EngineSettings, capabilities: Capabilities) -> Limits:

@@ -6,9 +6,12 @@ import gc
 import sys
 from collections.abc import Callable
 
+import msgspec
+
 from batching.core.pool_queue import BatchSize
 from batching.engine.channel import ChildChannel
 from batching.engine.child import run_child
+from batching.engine.child_warnings import noted_warnings
 from batching.engine.messages import Configure, PoolReady, PoolSubmit, Progress
 from batching.engine.pool_loop import PoolLoop
 from batching.worker.pool_protocol import PoolConfig, PoolWorker
@@ -30,7 +33,9 @@ def serve(channel: ChildChannel, build: BuildWorker = build_worker) -> None:
     (configure,) = channel.receive(None)
     assert isinstance(configure, Configure)
     settings = EngineSettings.model_validate_json(configure.settings)
-    worker = build(settings, lambda phase, done: channel.send(Progress(phase, done)))
+    with noted_warnings() as warnings:
+        worker = build(settings, lambda phase, done: channel.send(Progress(phase, done)))
+    capabilities = msgspec.structs.replace(worker.capabilities(), warnings=tuple(warnings))
     loop = PoolLoop(
         worker,
         lambda timeout: [m for m in channel.receive(timeout) if isinstance(m, PoolSubmit)],
@@ -40,7 +45,7 @@ def serve(channel: ChildChannel, build: BuildWorker = build_worker) -> None:
     )
     gc.collect()
     gc.freeze()  # the model's objects live for ever: keep collections short
-    channel.send(PoolReady(worker.capabilities()))
+    channel.send(PoolReady(capabilities))
     loop.run_forever()
 
 

@@ -241,8 +241,7 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
             await asyncio.sleep(delay)
             self.restarts += 1
             logger.warning("starting the engine again (restart %d)", self.restarts)
-            settings = self._restart_settings()
-            self._process = EngineProcess(settings, self._child_module, self._receive)
+            self._process = EngineProcess(self._settings, self._child_module, self._receive)
             try:
                 await self._launched(self._restart_timeout)
             except EngineStartError as error:
@@ -260,13 +259,6 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
         assert self._process is not None
         self.capabilities = cast(Abilities, await self._process.start(timeout))
         return self.capabilities
-
-    def _restart_settings(self) -> EngineSettings:
-        """The same, but the event log of the engine that died is kept: it tells why."""
-        if self._settings.event_log is None:
-            return self._settings
-        name = f"{self._settings.event_log}.{self.restarts}"
-        return self._settings.model_copy(update={"event_log": name})
 
     def _give_up(self, reason: str) -> None:
         """Fail everything that is open and all that will come."""

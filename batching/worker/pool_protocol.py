@@ -44,6 +44,7 @@ class PoolCapabilities(msgspec.Struct, frozen=True):
     lower_case: bool = False  # texts are lower-cased before the tokenizer
     weight_bytes: int = 0
     phases: dict[str, float] = {}  # start-up phase to seconds
+    warnings: tuple[str, ...] = ()  # of the start, such as why it is slower than it should be
 
 
 class PoolWorker(Protocol):

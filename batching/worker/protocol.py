@@ -71,6 +71,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     weight_bytes: int = 0
     kv_bytes: int = 0
     phases: dict[str, float] = {}  # start-up phase to seconds
+    warnings: tuple[str, ...] = ()  # of the start, such as why it is slower than it should be
 
 
 class Worker(Protocol):

@@ -117,8 +117,9 @@ class SimulatedWorker:
             matcher = self._grammars.matcher(init.params)
             for token in init.tokens[init.prompt_length :]:
                 matcher.accept(token)
+        seed = init.params.seed if init.params.temperature else 0  # greedy has none
         self._rows[init.slot] = _Row(
-            zlib.crc32(packed, init.params.seed & 0xFFFFFFFF),
+            zlib.crc32(packed, seed & 0xFFFFFFFF),
             list(init.tokens),
             init.prompt_length,
             init.params.logprobs is not None,

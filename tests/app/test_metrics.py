@@ -43,6 +43,8 @@ async def scrape(server: Server) -> dict[str, float]:
     assert response.headers["content-type"].startswith("text/plain")
     samples = {}
     for family in text_string_to_metric_families(response.text):
+        if family.name.startswith("process_") or family.name == "slipstream_event_loop_tasks":
+            continue  # of no model
         for sample in family.samples:
             assert sample.labels["model_name"] == "tiny"
             assert sample.labels["engine"] == "0"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
 from app.routes import ROUTES
+from batching.worker.protocol import Capabilities
 from tests.app.conftest import MakeServer, Server
 
 ALL_PATHS = ["/v1/models", "/version", "/metrics", "/openapi.json", "/v1/nothing"]
@@ -21,6 +23,18 @@ async def test_plain_routes(server: Server) -> None:
     assert card["id"] == "tiny"
     assert card["max_model_len"] == 256
     assert (await server.http.get("/v1/models/tiny")).json() == card
+
+
+async def test_what_an_engine_warned_of_is_told(
+    make_server: MakeServer, capabilities: Capabilities
+) -> None:
+    slow = msgspec.structs.replace(capabilities, warnings=("no kernels",))
+    for caps, degraded in ((capabilities, "false"), (slow, "true")):
+        server = make_server(caps=caps)
+        health = (await server.http.get("/health")).json()
+        assert health.get("warnings", []) == list(caps.warnings) and health["status"] == "ok"
+        text = (await server.http.get("/metrics")).text
+        assert re.search(rf'slipstream_engine_info\{{.*degraded="{degraded}".*\}} 1', text)
 
 
 async def test_an_engine_that_does_not_serve_is_not_healthy(server: Server) -> None:

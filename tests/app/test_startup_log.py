@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import pytest
 
 from app.startup_log import ProgressLines, log_ready, progress_log, size, startup_lines
@@ -11,6 +12,7 @@ from batching.engine.messages import Progress
 from batching.worker.pool_protocol import PoolCapabilities, PoolTask
 from batching.worker.protocol import Capabilities
 
+SLOW = "x works, but: no g++ on the PATH"
 CAPABILITIES = Capabilities(
     model="/models/x",
     architecture="LlamaForCausalLM",
@@ -89,5 +91,7 @@ def test_all_of_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         progress_log()(Progress("of this test"))
         progress_log("minilm")(Progress("weights"))
         log_ready({"x": CAPABILITIES}, "http://h:1")
+        slow = msgspec.structs.replace(CAPABILITIES, warnings=("no g++ on the PATH",))
+        log_ready({"x": slow}, "http://h:1")
     said = startup_lines({"x": CAPABILITIES}, "http://h:1")
-    assert caplog.messages == ["of this test …", "minilm: weights …", *said]
+    assert caplog.messages == ["of this test …", "minilm: weights …", *said, SLOW, *said]

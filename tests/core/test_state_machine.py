@@ -41,10 +41,17 @@ def any_params(draw: st.DrawFn) -> SamplingParams:
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(limits=small_limits(), optimistic=st.booleans())
     def start(self, limits: Limits, optimistic: bool) -> None:
-        self.harness = Harness(limits)
-        if optimistic:  # admit too many, so that some must be preempted
-            self.harness.scheduler._residents.output_forecast.share = 0.01
+        self.harness = self.make_harness(limits)
+        if optimistic:
+            self.be_optimistic()
         self.added = 0
+
+    def make_harness(self, limits: Limits) -> Harness:
+        return Harness(limits)
+
+    def be_optimistic(self) -> None:
+        """Admit too many, so that some must be preempted."""
+        self.harness.scheduler._residents.output_forecast.share = 0.01
 
     @rule(
         prefix=st.sampled_from(PREFIXES),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +50,23 @@ def test_health_tells_of_a_dead_engine_until_another_serves(tmp_path: Path) -> N
     finally:
         server.process.kill()
         server.process.wait()
+
+
+def test_kernels_that_cannot_be_compiled_are_no_secret(tmp_path: Path) -> None:
+    """It serves all the same, much slower: whoever runs it must learn why."""
+    server = ServerProcess(tmp_path / "log", HOME=str(tmp_path), PATH="/nowhere")
+    try:
+        server.wait_ready()
+        assert "slipstream-tiny works, but: attention backend reference; not cpu" in server.log()
+        _, health = server.get("/health")
+        assert "no g++ on the PATH" in json.loads(health)["warnings"][0]
+        _, metrics = server.get("/metrics")
+        assert re.search(r'slipstream_engine_info\{.*degraded="true".*\} 1', metrics)
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Once"}, timeout=60)
+        assert answer.status_code == 200
+        assert server.stop() == 0
+    finally:
+        server.kill()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"]])

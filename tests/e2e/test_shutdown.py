@@ -72,7 +72,7 @@ def error_of(answer: httpx.Response) -> str:
 def test_sigterm_finishes_what_is_open_and_refuses_what_is_new(start: Start) -> None:
     server = start()
     child = server.engine_pid()
-    streams = [Stream(server, 900) for _ in range(4)]
+    streams = [Stream(server, 300) for _ in range(4)]
     with httpx.Client(base_url=server.url, timeout=30) as client:
         assert client.get("/health").status_code == 200
         server.process.send_signal(signal.SIGTERM)
@@ -84,7 +84,7 @@ def test_sigterm_finishes_what_is_open_and_refuses_what_is_new(start: Start) -> 
         assert client.get("/live").status_code == client.get("/metrics").status_code == 200
     server.process.send_signal(signal.SIGTERM)  # once more changes nothing
     tokens = [stream.tokens for stream in streams]
-    assert [len(t) for t in tokens] == [900] * 4 and tokens == [tokens[0]] * 4
+    assert [len(t) for t in tokens] == [300] * 4 and tokens == [tokens[0]] * 4
     assert server.process.wait(20) == 0
     assert not exists(child)
 
@@ -154,8 +154,8 @@ def test_a_signal_during_start_up(tmp_path: Path, number: int) -> None:
 
 def test_sigterm_while_the_engine_restarts(start: Start) -> None:
     server = start()
-    expected = Stream(server, 500).tokens
-    stream = Stream(server, 500)
+    expected = Stream(server, 200).tokens
+    stream = Stream(server, 200)
     dead = server.engine_pid()
     server.signal_engine(signal.SIGKILL)
     wait_until(lambda: not exists(dead), "it lives")
@@ -168,10 +168,10 @@ def test_sigterm_while_the_engine_restarts(start: Start) -> None:
 def test_a_sigterm_that_reaches_the_engine_too_disturbs_nothing(start: Start) -> None:
     """systemd, for one, sends it to every process of a service."""
     server = start()
-    stream = Stream(server, 500)
+    stream = Stream(server, 200)
     server.signal_engine(signal.SIGTERM)
     server.process.send_signal(signal.SIGTERM)
-    assert len(stream.tokens) == 500
+    assert len(stream.tokens) == 200
     assert server.process.wait(20) == 0
     assert "starting the engine again" not in server.log()
 

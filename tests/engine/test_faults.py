@@ -228,6 +228,6 @@ async def test_each_engine_leaves_its_event_log(start: Start, tmp_path: Path) ->
     await engine.close()
     plans = [
         list(replay(name.read_bytes().splitlines(keepends=True)))
-        for name in (path, tmp_path / "events.1", tmp_path / "events.2")
+        for name in (tmp_path / "events.2", tmp_path / "events.1", path)
     ]
     assert [len(p) for p in plans] == [1, 1, 5]
