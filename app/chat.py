@@ -185,6 +185,7 @@ class ChatHandler(ChatTurn):
             entries,
             self.service.tokenizer,
             self.fields.top_logprobs or 0,
+            hidden=self.hidden_tokens,
             as_ids=self.fields.return_tokens_as_token_ids,
         )
 

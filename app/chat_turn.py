@@ -6,6 +6,7 @@ from the generation all take `Delta.news`, or `Collected.turn`: the parts of the
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from app.chat_prompt import check_prompt_fields, render_chat
@@ -51,14 +52,16 @@ class ChatTurn:
             limit=service.prompt_limit,
             add_special_tokens=fields.add_special_tokens,
             param="messages",
-            keep_last=kept_tokens(
+            keep=kept_tokens(
                 fields.truncate_prompt_tokens,
                 fields.max_completion_tokens or fields.max_tokens,
                 service.context,
             ),
+            cut=fields.truncation_side,
         )
         params = sampling_params(
             fields,
+            service.tokenizer,
             service.capabilities,
             service.defaults,
             max_tokens=self._max_tokens(len(ids)),
@@ -69,6 +72,11 @@ class ChatTurn:
         for n in range(fields.n):
             choice = self._choice(prompt, ids, has_answer=asked is not None)
             self.jobs.append(Job(ids, nth_sample(params, n), choice))
+
+    @property
+    def hidden_tokens(self) -> Container[int]:
+        """Tokens that are never in the text."""
+        return self.service.tokenizer.special_tokens if self.fields.skip_special_tokens else ()
 
     def _choice(self, prompt: str, ids: list[int], *, has_answer: bool) -> Choice:
         fields, service, use = self.fields, self.service, self.use

@@ -114,7 +114,8 @@ class CompletionHandler:
                 limit=service.prompt_limit,
                 add_special_tokens=fields.add_special_tokens,
                 param="prompt" if len(prompts) == 1 else f"prompt[{i}]",
-                keep_last=kept,
+                keep=kept,
+                cut=fields.truncation_side,
             )
             self._add_jobs(prompt, ids, stops)
 
@@ -131,6 +132,7 @@ class CompletionHandler:
         wants_score = self.samples > fields.n and fields.logprobs is None
         params = sampling_params(
             fields,
+            service.tokenizer,
             service.capabilities,
             service.defaults,
             max_tokens=max_tokens,

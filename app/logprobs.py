@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import msgspec
 
 from app.tokenizer import Tokenizer
@@ -55,18 +57,23 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 def chat_logprobs(
-    entries: list[Entry], tokenizer: Tokenizer, count: int, *, as_ids: bool = False
+    entries: list[Entry],
+    tokenizer: Tokenizer,
+    count: int,
+    *,
+    hidden: Container[int] = (),
+    as_ids: bool = False,
 ) -> ChatLogprobs:
     """The `logprobs` object of a chat choice; `count` is the request's `top_logprobs`.
 
-    The sampled token is among the listed ones, unless none are wanted. `as_ids`: tokens are named
-    by their ids.
+    The sampled token is among the listed ones, unless none are wanted. `hidden` tokens have a name
+    but no bytes, since they are not in the text. `as_ids`: tokens are named by their ids.
     """
 
     def top(token: int, logprob: float) -> ChatTop:
         data = tokenizer.token_bytes(token)
         name = _id_name(token) if as_ids else data.decode(errors="replace")
-        return ChatTop(name, max(logprob, _LOWEST), list(data))
+        return ChatTop(name, max(logprob, _LOWEST), [] if token in hidden else list(data))
 
     def position(logprobs: TokenLogprobs) -> ChatToken:
         own = top(logprobs.token, logprobs.logprob)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from app.errors import ApiError
 from app.tokenizer import PromptTooLongError, Tokenizer
@@ -54,25 +54,26 @@ def tokenize(
     limit: int,
     add_special_tokens: bool,
     param: str,
-    keep_last: int | None = None,
+    keep: int | None = None,
+    cut: Literal["left", "right"] = "left",
 ) -> list[int]:
     """Token ids of a prompt; ids are used exactly as given.
 
-    `limit` is the most tokens a prompt may have; with `keep_last`, of a longer one only so many
-    last ones are used. Raises `ApiError` naming `param`.
+    `limit` is the most tokens a prompt may have; with `keep`, a longer one is cut to so many on the
+    side of `cut`. Raises `ApiError` naming `param`.
     """
     if isinstance(prompt, str):
-        bound = limit if keep_last is None else len(prompt)
+        bound = limit if keep is None else len(prompt)
         try:
             ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens, limit=bound)
         except PromptTooLongError:
             raise too_long(param, limit) from None
     else:
         ids = prompt
-        if len(ids) <= limit or keep_last is not None:
+        if len(ids) <= limit or keep is not None:
             check_token_ids(ids, vocab_size, param)
-    if keep_last is not None:
-        ids = ids[-keep_last:]
+    if keep is not None:
+        ids = ids[-keep:] if cut == "left" else ids[:keep]
     if not ids:
         raise _bad(param, "the prompt has no tokens")
     if len(ids) > limit:
@@ -87,7 +88,7 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
 
 
 def kept_tokens(truncate: int | None, max_tokens: int | None, context: int) -> int | None:
-    """How many last tokens of a prompt to use, None: all. -1 asks for what fits the context.
+    """How many tokens of a prompt to use, None: all. -1 asks for what fits the context.
 
     Raises `ApiError` for a request to keep nothing.
     """

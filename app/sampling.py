@@ -11,6 +11,7 @@ from app.errors import ApiError
 from app.prompts import check_token_ids
 from app.schemas.common import GenerationFields
 from app.template import read_json
+from app.tokenizer import Tokenizer
 from batching.core.types import Grammar, SamplingParams
 from batching.worker.protocol import Capabilities
 
@@ -74,6 +75,7 @@ def stop_strings(stop: str | list[str] | None) -> list[str]:
 
 def sampling_params(
     fields: GenerationFields,
+    tokenizer: Tokenizer,
     capabilities: Capabilities,
     defaults: SamplingDefaults,
     *,
@@ -115,6 +117,7 @@ def sampling_params(
         repetition_penalty=_or(fields.repetition_penalty, defaults.repetition_penalty),
         logit_bias=_logit_bias(fields.logit_bias or {}, vocab_size),
         allowed_token_ids=allowed,
+        bad_words=_bad_words(fields.bad_words or [], tokenizer, vocab_size),
         stop_token_ids=stop_tokens,
         min_tokens=fields.min_tokens,
         logprobs=logprobs,
@@ -132,6 +135,25 @@ def nth_sample(params: SamplingParams, n: int) -> SamplingParams:
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+def _bad_words(
+    words: list[str], tokenizer: Tokenizer, vocab_size: int
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each word, as it begins a text and, with a space before it, within one.
+
+    vLLM leaves out the second where it has another number of tokens, and lets such words pass.
+    Raises `ApiError` for a word that is nothing but white space.
+    """
+    result: dict[tuple[int, ...], None] = {}
+    for i, word in enumerate(words):
+        if not (word := word.lstrip()):
+            name = f"bad_words[{i}]"
+            raise ApiError(f"{name}: there is no word in it", param=name, code="invalid_value")
+        for text in (word, f" {word}"):
+            tokens = tokenizer.encode(text, add_special_tokens=False, limit=len(text))
+            result[tuple(tokens)] = None
+    return tuple(tokens for tokens in result if tokens and max(tokens) < vocab_size)
 
 
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:

@@ -71,14 +71,12 @@ def tool_use(fields: ToolFields) -> ToolUse:
     """What `tool_choice` makes of checked tools. Raises `ApiError` for one that makes no sense."""
     tools, choice = fields.tools or [], fields.tool_choice
     one_call = fields.parallel_tool_calls is False
-    if fields.tools is None and choice not in (None, "none"):
+    if not tools and choice is not None:
         raise _bad("tool_choice", "only allowed with tools")
     if choice == "none":
         return ToolUse(tools, tools, [])
     if choice in (None, "auto"):
         return ToolUse(tools, tools, tools, one_call=one_call)
-    if not tools:
-        raise _bad("tool_choice", "there are no tools to choose from")
     if choice == "required":
         return ToolUse(tools, tools, tools, forced=True, one_call=one_call)
     if not isinstance(choice, dict):

@@ -139,6 +139,7 @@ class ResponsesHandler:
             entries,
             self._tokenizer,
             fields.top_logprobs or 0,
+            hidden=self.turn.hidden_tokens,
             as_ids=fields.return_tokens_as_token_ids,
         ).content
 

@@ -55,7 +55,7 @@ def chat_request(fields: ResponsesRequest, items: list[Item]) -> ChatRequest:
         logprobs=logprobs,
         top_logprobs=(fields.top_logprobs or 0) if logprobs else None,
         tools=None if fields.tools is None else [_chat_tool(tool) for tool in fields.tools],
-        tool_choice=_chat_tool_choice(fields.tool_choice),
+        tool_choice=_chat_tool_choice(fields),
         parallel_tool_calls=fields.parallel_tool_calls,
         response_format=_response_format(fields),
         reasoning_effort=fields.reasoning.effort if fields.reasoning else None,
@@ -94,7 +94,14 @@ def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
     return {"type": function.pop("type"), "function": function}
 
 
-def _chat_tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+def _chat_tool_choice(fields: ResponsesRequest) -> str | dict[str, Any] | None:
+    """Here the default may be spelled out without tools, as every response does."""
+    if not fields.tools and fields.tool_choice in ("auto", "none"):
+        return None
+    return _nested(fields.tool_choice)
+
+
+def _nested(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
     """Here a choice is flat: `{"type": "function", "name": …}`."""
     if not isinstance(choice, dict):
         return choice
@@ -106,7 +113,7 @@ def _chat_tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, An
         case "allowed_tools":
             allowed = flat.get("tools")
             if isinstance(allowed, list):
-                flat["tools"] = [_chat_tool_choice(tool) for tool in allowed]
+                flat["tools"] = [_nested(tool) for tool in allowed]
             return {"type": kind, kind: flat}
     raise _bad("tool_choice.type", "expected function or allowed_tools")
 

@@ -36,6 +36,7 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
 Pattern = Annotated[str, Meta(min_length=1)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -67,6 +68,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     logit_bias: dict[str, Bias] | None = None
     allowed_token_ids: Annotated[list[int], Meta(min_length=1)] | None = None
+    bad_words: Annotated[list[BadWord], Meta(max_length=256)] | None = None
 
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -76,6 +78,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     skip_special_tokens: bool = True
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    truncation_side: Literal["left", "right"] = "left"
     request_id: RequestId | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Annotated[str, Meta(min_length=1)] | None = None
@@ -126,9 +129,7 @@ REFUSED_COMMON = {
     "use_beam_search": "beam search is not supported",
     "length_penalty": "beam search is not supported",
     "early_stopping": "beam search is not supported",
-    "bad_words": "not supported; use logit_bias",
     "logits_processors": "not supported",
-    "truncation_side": "not supported; truncate_prompt_tokens keeps the end",
     "kv_transfer_params": "not supported",
     "vllm_xargs": "not supported",
     "guided_decoding_backend": "not supported; there is one backend",

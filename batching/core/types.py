@@ -50,6 +50,9 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     repetition_penalty: float = 1.0  # 1 is off; counts prompt and generated tokens
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
     allowed_token_ids: tuple[int, ...] = ()  # when not empty, no other token is generated
+    # Tokens of words: the last of one never follows the others, if all are generated. If nothing
+    # else is left (a grammar, `allowed_token_ids`), it may.
+    bad_words: tuple[tuple[int, ...], ...] = ()
     # Includes the model's end tokens unless `ignore_eos`; with a grammar always.
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0  # stop tokens are banned until this many tokens were generated

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from batching.worker.penalty_state import PenaltyState
 from batching.worker.sampling import Bias, Draws, Penalties, Restriction, SamplingInputs
 
 GREEDY_BELOW = 1e-5  # temperatures under which sampling is greedy
+_BAD = -1e30  # bans a token, unless all others are impossible
+
+Before = Callable[[Sequence[int], Sequence[int], int], torch.Tensor]
 
 
 @dataclass
@@ -33,7 +36,7 @@ class _Slot:
         )
         # With a grammar, stop tokens that come too early are banned by its mask.
         self.bans_stops = p.min_tokens > 0 and bool(p.stop_token_ids) and p.grammar is None
-        self.is_biased = bool(p.logit_bias) or self.bans_stops
+        self.is_biased = bool(p.logit_bias or p.bad_words) or self.bans_stops
         self.is_plain = not (
             self.is_random or self.is_penalised or self.is_biased or p.allowed_token_ids
         )
@@ -42,7 +45,9 @@ class _Slot:
 class SamplerState:
     """Sampling parameters by slot. `inputs` turns them into tensors for one step's rows."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, device: torch.device, before: Before) -> None:
+        """`before` looks up the tokens before some positions of slots (`SlotTables.before`)."""
+        self._before = before
         self._vocab_size = vocab_size
         self._device = device
         self._slots: dict[int, _Slot] = {}
@@ -76,7 +81,7 @@ class SamplerState:
         draws = tuple(self._draws(rows, states, ends) for rows in (free, limited) if rows)
         return SamplingInputs(
             self._penalty_inputs(slots, states),
-            self._bias(states, ends),
+            self._bias(slots, states, ends),
             self._restriction(states),
             draws=draws,
         )
@@ -108,7 +113,9 @@ class SamplerState:
             frequency=self._floats(frequency) if any(frequency) else None,
         )
 
-    def _bias(self, states: list[_Slot], ends: Sequence[int]) -> Bias | None:
+    def _bias(
+        self, slots: Sequence[int], states: list[_Slot], ends: Sequence[int]
+    ) -> Bias | None:
         rows: list[int] = []
         tokens: list[int] = []
         values: list[float] = []
@@ -122,9 +129,31 @@ class SamplerState:
             rows += [i] * len(items)
             tokens += [token for token, _ in items]
             values += [value for _, value in items]
-        if not rows:
+        words = [
+            (i, word)
+            for i, state in enumerate(states)
+            for word in state.params.bad_words
+            if len(word) <= ends[i] - state.prompt_length + 1
+        ]
+        if not rows and not words:
             return None
-        return Bias(self._index(rows), self._index(tokens), self._floats(values))
+        added = self._floats(values)
+        if words:
+            added = torch.cat([added, self._ends_of_words(slots, ends, words)])
+            rows += [i for i, _ in words]
+            tokens += [word[-1] for _, word in words]
+        return Bias(self._index(rows), self._index(tokens), added)
+
+    def _ends_of_words(
+        self, slots: Sequence[int], ends: Sequence[int], words: list[tuple[int, tuple[int, ...]]]
+    ) -> torch.Tensor:
+        """What is added to the logit of each word's last token: the row may have said the rest."""
+        count = max(len(word) for _, word in words) - 1
+        begun = self._index([[-1] * (count + 1 - len(word)) + [*word[:-1]] for _, word in words])
+        rows = [i for i, _ in words]
+        said = self._before([slots[i] for i in rows], [ends[i] for i in rows], count)
+        completes = ((said == begun) | (begun < 0)).all(dim=1)
+        return completes * _BAD
 
     def _banned(self, params: SamplingParams) -> torch.Tensor | None:
         if not params.allowed_token_ids:
@@ -156,7 +185,7 @@ class SamplerState:
             max_k=max(limits, default=0),
         )
 
-    def _index(self, values: list[int]) -> torch.Tensor:
+    def _index(self, values: list[int] | list[list[int]]) -> torch.Tensor:
         return upload(values, torch.int64, self._device)
 
     def _floats(self, values: list[float]) -> torch.Tensor:

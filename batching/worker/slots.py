@@ -105,6 +105,12 @@ class SlotTables:
         """Write sampled tokens, int64 [n], into the rows of their slots."""
         self._rows[slots, positions] = tokens.int()
 
+    def before(self, slots: Sequence[int], ends: Sequence[int], count: int) -> torch.Tensor:
+        """The `count` tokens int64 [n, count] before positions `ends`; rubbish before the first."""
+        slot, end = self._upload([list(slots), list(ends)], torch.int64)
+        positions = end[:, None] - torch.arange(count, 0, -1, device=self._device)
+        return self._rows[slot[:, None], positions.clamp(min=0)].long()
+
     def tokens_at(self, slot: int, start: int, stop: int) -> torch.Tensor:
         """Known tokens int64 [stop - start] of a slot."""
         return self._rows[slot, start:stop].long()

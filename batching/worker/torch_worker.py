@@ -79,7 +79,7 @@ class TorchWorker:
             built.device,
             spare=built.spare,
         )
-        self._sampler = SamplerState(limits.vocab_size, built.device)
+        self._sampler = SamplerState(limits.vocab_size, built.device, self._slots.before)
         self._grammars = GrammarSlots(limits)
         self._finished = 0.0  # when the last step had been computed
         phases.begin("warmup")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.app.conftest import Server
 
 PATH = "/v1/chat/completions"
@@ -67,8 +69,7 @@ async def test_tools_reach_the_prompt_with_tool_choice_none(server: Server) -> N
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     await server.ok(PATH, messages=[USER], tools=[tool], tool_choice="none", max_tokens=2)
     assert json.dumps([tool]) in prompt_text(server)
-    for choice in ("auto", "none"):
-        await server.ok(PATH, messages=[USER], tools=[], tool_choice=choice, max_tokens=2)
+    await server.ok(PATH, messages=[USER], tools=[], max_tokens=2)
 
 
 async def test_stream_equals_plain(server: Server) -> None:
@@ -103,6 +104,22 @@ async def test_logprob_bytes_join_to_the_text(server: Server) -> None:
         if stop is None:
             assert joined == choice["message"]["content"]
         assert all(e["top_logprobs"] == [] for e in entries)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+async def test_hidden_tokens_have_a_name_but_no_bytes(server: Server, skip: bool) -> None:
+    tokens = [*server.ids("hello"), 0, *server.ids(" world"), 0]
+    server.engine.script = lambda request: tokens
+    fields = {"ignore_eos": True, "skip_special_tokens": skip, "logprobs": True}
+    (choice,) = (await server.ok(PATH, messages=[USER], **fields))["choices"]
+    entries = choice["logprobs"]["content"]
+    assert [e["token"] for e in entries] == ["hello", "<|end|>", " world", "<|end|>"]
+    text = b"".join(bytes(e["bytes"]) for e in entries).decode()
+    assert text == choice["message"]["content"]
+    assert text == ("hello world" if skip else "hello<|end|> world<|end|>")
+    chunks = await server.events(PATH, messages=[USER], **fields)
+    mine = [c["choices"][0]["logprobs"] for c in chunks]
+    assert [e for logprobs in mine if logprobs for e in logprobs["content"]] == entries
 
 
 async def test_sampled_token_is_among_the_top(server: Server) -> None:

@@ -159,6 +159,14 @@ async def test_a_conversation_goes_on(server: Server) -> None:
     assert prompt_text(server).count("<|assistant|>hello<|end|>") == 2
 
 
+async def test_the_default_choice_of_tools_may_be_said_without_tools(server: Server) -> None:
+    for choice in ("auto", "none"):
+        answer = await server.ok(PATH, input="hi", tools=[], tool_choice=choice)
+        assert answer["tool_choice"] == choice
+    response = await server.post(PATH, input="hi", tool_choice="required")
+    assert response.json()["error"]["param"] == "tool_choice"
+
+
 async def test_get_items_delete(server: Server) -> None:
     server.say("hello")
     first = await server.ok(PATH, input="one")

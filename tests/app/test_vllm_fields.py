@@ -38,6 +38,28 @@ async def test_the_end_of_a_long_prompt_is_used(
         assert answer["usage"]["prompt_tokens"] == len(expected)
 
 
+@BOTH
+async def test_the_beginning_of_a_long_prompt_is_used(
+    server: Server, path: str, prompt: dict[str, Any]
+) -> None:
+    await server.ok(path, **prompt, max_tokens=3)
+    whole = server.engine.requests[-1].prompt
+    for keep in (2, 10_000, -1):
+        fields = {"truncate_prompt_tokens": keep, "truncation_side": "right"}
+        await server.ok(path, **prompt, max_tokens=3, **fields)
+        assert server.engine.requests[-1].prompt == whole[: keep if keep > 0 else None]
+
+
+@BOTH
+async def test_bad_words_reach_the_engine_as_tokens(
+    server: Server, path: str, prompt: dict[str, Any]
+) -> None:
+    expected = [tuple(server.ids(text)) for text in ("world", " world", "a", " a")]
+    assert [len(tokens) for tokens in expected] == [2, 1, 1, 1]
+    await server.ok(path, **prompt, bad_words=[" world", "a", "world"], max_tokens=1)
+    assert server.engine.requests[-1].params.bad_words == tuple(expected)
+
+
 async def test_minus_one_keeps_what_fits_with_the_output(server: Server) -> None:
     for prompt in ("hello world " * 5000, [70] * 5000):
         fields = {"prompt": prompt, "truncate_prompt_tokens": -1}

@@ -71,6 +71,36 @@ async def test_a_prefix_hit_changes_neither_text_nor_logprobs(aclient: openai.As
         assert (logprobs.token_logprobs or [])[-12:] == own.token_logprobs
 
 
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 2}])
+def test_bad_words_are_not_said(server: ServerProcess, sampling: dict[str, Any]) -> None:
+    def ids(text: str) -> list[int]:
+        answer = httpx.post(f"{server.url}/tokenize", json={"prompt": text}, timeout=60)
+        return answer.json()["tokens"]
+
+    def spoken(bad_words: list[str]) -> tuple[str, list[int]]:
+        body = {
+            "prompt": STORY.strip(), "max_tokens": 40, "ignore_eos": True, "return_token_ids": True,
+            "bad_words": bad_words, **sampling,
+        }  # fmt: skip
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        choice = answer.json()["choices"][0]
+        return choice["text"], choice["token_ids"]
+
+    text, free = spoken([])
+    words = text.split(" ")
+    bad = [word for word in words if word] + [" ".join(pair) for pair in zip(words, words[1:])]
+    sequences = [ids(prefix + word) for word in bad for prefix in ("", " ")]
+    said = [s for s in sequences if _contains(free, s)]
+    assert any(len(s) > 2 for s in said) and any(len(s) == 1 for s in said)
+    _, kept = spoken(bad[:256])
+    assert len(kept) == 40
+    assert not any(_contains(kept, sequence) for sequence in sequences)
+
+
+def _contains(tokens: list[int], part: list[int]) -> bool:
+    return any(tokens[i : i + len(part)] == part for i in range(len(tokens)))
+
+
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 2.0, "seed": 2}])
 def test_bias_forces_and_bans(server: ServerProcess, sampling: dict[str, Any]) -> None:
     def tokens(**fields: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -23,11 +24,16 @@ def params(**values: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 100, **values})
 
 
+def nothing_before(slots: Sequence[int], ends: Sequence[int], count: int) -> torch.Tensor:
+    """For sequences without bad words."""
+    raise AssertionError
+
+
 def state_of(
     *each: SamplingParams, tokens: list[int] | None = None, prompt: int = 1
 ) -> SamplerState:
     """A sampler whose slots 0, 1, … hold sequences with these parameters."""
-    state = SamplerState(VOCAB, CPU)
+    state = SamplerState(VOCAB, CPU, nothing_before)
     for slot, one in enumerate(each):
         state.begin(SlotInit(slot, f"r{slot}", tokens or [0], prompt, one))
     return state
@@ -192,13 +198,13 @@ def test_incremental_counts_equal_recomputed_ones() -> None:
     ]
     rows: list[list[int]] = [[4, 4], [5], [6, 7, 8]]
     prompts = [len(row) for row in rows]
-    state = SamplerState(VOCAB, CPU)
+    state = SamplerState(VOCAB, CPU, nothing_before)
     for slot, (row, p) in enumerate(zip(rows, each, strict=True)):
         state.begin(SlotInit(slot, f"r{slot}", list(row), len(row), p))
     for step in range(30):
         logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(step))
         ends = [len(row) for row in rows]
-        fresh = SamplerState(VOCAB, CPU)
+        fresh = SamplerState(VOCAB, CPU, nothing_before)
         for slot, p in enumerate(each):
             fresh.begin(SlotInit(slot, f"r{slot}", list(rows[slot]), prompts[slot], p))
         changed, expected = logits.clone(), logits.clone()
@@ -227,7 +233,7 @@ def test_looking_at_few_candidates_first_changes_nothing(
 ) -> None:
     wide = torch.randn(40, 3000, generator=torch.Generator().manual_seed(4)) * spread
     wide[::2] *= 10  # rows that need few, beside rows that need many
-    state = SamplerState(3000, CPU)
+    state = SamplerState(3000, CPU, nothing_before)
     for slot in range(40):
         state.begin(SlotInit(slot, "r", [0], 1, params(seed=slot, **values)))
     inputs = state.inputs(range(40), [1] * 40)
@@ -239,7 +245,7 @@ def test_looking_at_few_candidates_first_changes_nothing(
 @pytest.mark.parametrize("spread", [0.0, 0.05, 3.0])
 def test_a_wide_nucleus_has_the_size_of_its_definition(spread: float) -> None:
     wide = torch.randn(2, 3000, generator=torch.Generator().manual_seed(4)) * spread
-    state = SamplerState(3000, CPU)
+    state = SamplerState(3000, CPU, nothing_before)
     state.begin(SlotInit(0, "r", [0], 1, params(top_p=0.9)))
     (draws,) = state.inputs([0, 0], [1, 2]).draws
     ordered = wide.sort(descending=True).values
@@ -276,3 +282,31 @@ def test_largest_elements_with_ties(length: int) -> None:
     assert torch.equal(values, rows.topk(10).values)
     assert torch.equal(rows.gather(1, indices), values)
     assert all(len(set(row)) == 10 for row in indices.tolist())
+
+
+def test_bad_words_are_never_completed() -> None:
+    """Only of generated tokens, and each row for itself."""
+    words = ((3, 4, 5), (6,), (4, 7))
+    said = {0: [3, 4], 1: [9, 3, 4], 2: [4, 3], 3: [3, 4], 4: [3, 4]}
+    prompts = {0: 0, 1: 1, 2: 0, 3: 1, 4: 2}  # of these so many are the prompt's
+
+    def before(slots: Sequence[int], ends: Sequence[int], count: int) -> torch.Tensor:
+        pairs = zip(slots, ends, strict=True)
+        return torch.tensor([([-2] * count + said[s][:end])[-count:] for s, end in pairs])
+
+    state = SamplerState(VOCAB, CPU, before)
+    for slot, tokens in said.items():
+        one = params(temperature=0.0, bad_words=words, logit_bias=((6, 5.0),))
+        state.begin(SlotInit(slot, "r", tokens, prompts[slot], one))
+    state.begin(SlotInit(5, "r", [3, 4], 0, params(temperature=0.0)))
+    logits = torch.zeros(6, VOCAB)
+    sample(logits, state.inputs(range(6), [2, 3, 2, 2, 2, 2]))
+    banned = [(row < -1e29).nonzero()[:, 0].tolist() for row in logits]
+    assert banned == [[5, 6, 7], [5, 6, 7], [6], [6, 7], [6], []]
+
+
+def test_a_bad_word_is_said_where_nothing_else_may_be() -> None:
+    one = params(seed=1, bad_words=((6,),), allowed_token_ids=(6,))
+    state = SamplerState(VOCAB, CPU, lambda slots, ends, count: torch.zeros(1, 0))
+    state.begin(SlotInit(0, "r", [0], 1, one))
+    assert sample(torch.zeros(1, VOCAB), state.inputs([0], [1])).tolist() == [6]

@@ -71,3 +71,8 @@ def test_known_tokens_can_be_read_back() -> None:
     tables = SlotTables(2, MAX_LEN, BLOCK, torch.device("cpu"))
     tables.begin([SlotInit(1, "r", [5, 6, 7, 8], 4, PARAMS)])
     assert tables.tokens_at(1, 1, 3).tolist() == [6, 7]
+    tables.begin([SlotInit(0, "q", [3, 4], 1, PARAMS)])
+    assert tables.before([1, 0], [4, 2], 2).tolist() == [[7, 8], [3, 4]]
+    assert tables.before([1], [3], 3).tolist() == [[5, 6, 7]]
+    assert tables.before([0], [1], 4)[0, -1] == 3
+    assert tables.before([0, 1], [1, 1], 0).shape == (2, 0)
