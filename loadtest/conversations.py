@@ -31,7 +31,7 @@ _SCHEMA = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 20},
-        "age": {"type": "integer"},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},  # or a model may count for ever
         "city": {"type": "string", "maxLength": 20},
     },
     "required": ["name", "age", "city"],

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from app.structured.request import RequestedGrammar
-from app.structured.schema import prepare_schema
+from app.structured.schema import has_free_keys, prepare_schema
 from app.tokenizer import Tokenizer
 from app.tools import Tool, ToolUse
 from app.turns.formats import HERMES, CallFormat
@@ -40,41 +40,16 @@ def turn_grammar(
     where they must be, it is left aside. Thinking comes before either. Raises `ApiError` naming a
     tool whose parameters are no schema.
     """
-    answer = None if asked is None else asked.grammar.source
-    source = turn_source(style, tokenizer, use, prompt, answer)
+    writer = _Writer(style, tokenizer, use.given)
+    source = writer.turn(use, prompt, None if asked is None else asked.grammar.source)
     if source is None:
         return None
     param = "tools" if asked is None or use.forced else asked.param
-    free_keys = asked is not None and asked.grammar.free_keys
-    return RequestedGrammar(Grammar(source, to_the_end=to_the_end, free_keys=free_keys), param)
-
-
-def turn_source(
-    style: TurnStyle, tokenizer: Tokenizer, use: ToolUse, prompt: str, answer: str | None
-) -> str | None:
-    """The source of the same, from that of `answer`."""
-    writer = _Writer(style, tokenizer, use.given)
-    if use.forced:
-        turn = writer.calls(use.callable, one=use.one_call)
-    elif answer is not None:
-        turn = "@answer"
-        if use.callable and (calls := writer.marked_calls(use.callable, one=use.one_call)):
-            turn += f" | {calls}"
-    elif any(tool["function"].get("strict") for tool in use.callable):
-        free = writer.free_calls(use.callable)
-        if free is None:
-            return None
-        turn = free
-    else:
-        return None
-    thought = writer.thought(prompt)
-    if answer is not None and turn == "@answer" and not thought:
-        return answer
-    lark = "\n".join([f"start: {thought} turn", f"turn: {turn}", *writer.rules])
-    if "@answer" not in turn:
-        return lark
-    assert answer is not None
-    return json.dumps({"grammars": [{"lark_grammar": lark}, _named(answer, "answer")]})
+    free_keys = writer.free_keys
+    if asked is not None and not use.forced:
+        free_keys = free_keys or asked.grammar.free_keys
+    after = tuple(writer.json_after) if free_keys else ("",)
+    return RequestedGrammar(Grammar(source, to_the_end, free_keys, after), param)
 
 
 def _named(source: str, name: str) -> dict[str, Any]:
@@ -96,6 +71,32 @@ class _Writer:
         form = self._format
         self._markers = sorted({*form.openers, *form.special, form.closer or form.openers[0]})
         self.rules: list[str] = []
+        self.free_keys = False  # of arguments that are held to their schema
+        self.json_after = ["", *self._markers]
+
+    def turn(self, use: ToolUse, prompt: str, answer: str | None) -> str | None:
+        """The source for the turn after `prompt`, from that of the answer alone."""
+        if use.forced:
+            turn = self.calls(use.callable, one=use.one_call)
+        elif answer is not None:
+            turn = "@answer"
+            if use.callable and (calls := self.marked_calls(use.callable, one=use.one_call)):
+                turn += f" | {calls}"
+        elif any(tool["function"].get("strict") for tool in use.callable):
+            free = self.free_calls(use.callable)
+            if free is None:
+                return None
+            turn = free
+        else:
+            return None
+        thought = self.thought(prompt)
+        if answer is not None and turn == "@answer" and not thought:
+            return answer
+        lark = "\n".join([f"start: {thought} turn", f"turn: {turn}", *self.rules])
+        if "@answer" not in turn:
+            return lark
+        assert answer is not None
+        return json.dumps({"grammars": [{"lark_grammar": lark}, _named(answer, "answer")]})
 
     def calls(self, tools: Collection[Tool], *, one: bool) -> str:
         """One call, or several of them."""
@@ -119,6 +120,8 @@ class _Writer:
         if not self._knows_format:
             return None
         self._add_call_rule(tools, strict=False)
+        if not form.at_start:
+            self.json_after.remove("")
         if form.at_start:  # calls alone, or a text that does not begin like one
             opener, between = self._text(form.openers[0]), self._text(form.forced_between)
             self.rules.append(_text_without(r'\s*\{\s*"name"(.|\n)*'))
@@ -141,7 +144,10 @@ class _Writer:
             schema = function.get("parameters") if strict or function.get("strict") else {}
             schema = _NO_PARAMETERS if schema is None else {**_ANY_OBJECT, **schema}
             path = f"tools[{self._tools.index(tool)}].function.parameters"
-            arguments = json.dumps(prepare_schema(schema, path))
+            prepared = prepare_schema(schema, path)
+            if strict or function.get("strict"):
+                self.free_keys = self.free_keys or has_free_keys(prepared)
+            arguments = json.dumps(prepared)
             head, tail = self._text(before % function["name"]), self._text(after)
             self.rules.append(f"call_{i}: {head} arguments_{i} {tail}")
             self.rules.append(f"arguments_{i}: %json {arguments}")
@@ -156,7 +162,9 @@ class _Writer:
         self.rules.append(_text_without(rf"(.|\n)*{_escaped(think.close)}(.|\n)*", "THOUGHT"))
         self._add_up_to_rule("thinking", "THOUGHT", think.close)
         self.rules += ["thought: thinking SPACE?", r"SPACE: /[ \n]{1,4}/"]
+        self.json_after.append(think.close)
         if prompt.rstrip().endswith(think.open):
+            self.json_after = [text for text in self.json_after if text]
             return "thought"
         return f"({self._marker(think.open)} thought)?"
 

@@ -116,7 +116,8 @@ class Grammars:
         """A matcher at the beginning of the text; of a faulty grammar one that allows nothing."""
         assert params.grammar is not None
         compiled = self._compile(params.grammar.source)
-        keys = UniqueKeys(self._key_tokens()) if params.grammar.free_keys else None
+        grammar = params.grammar
+        keys = UniqueKeys(self._key_tokens(), grammar.json_after) if grammar.free_keys else None
         return Matcher(compiled.deep_copy(), self._end_tokens, params, keys)
 
     def fault(self, grammar: Grammar) -> str | None:
@@ -132,12 +133,8 @@ class Grammars:
     def _key_tokens(self) -> KeyTokens:
         if self._keys is None:
             tokenizer = self.load()
-            # An end token's piece is its name, which is no text.
             ids = range(tokenizer.vocab_size)
-            pieces = [
-                b"" if tokenizer.is_special_token(i) else tokenizer.decode_bytes([i]) for i in ids
-            ]
-            self._keys = KeyTokens(pieces)
+            self._keys = KeyTokens([tokenizer.decode_bytes([i]) for i in ids])
         return self._keys
 
     def _compile(self, source: str) -> LLMatcher:

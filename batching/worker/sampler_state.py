@@ -113,9 +113,7 @@ class SamplerState:
             frequency=self._floats(frequency) if any(frequency) else None,
         )
 
-    def _bias(
-        self, slots: Sequence[int], states: list[_Slot], ends: Sequence[int]
-    ) -> Bias | None:
+    def _bias(self, slots: Sequence[int], states: list[_Slot], ends: Sequence[int]) -> Bias | None:
         rows: list[int] = []
         tokens: list[int] = []
         values: list[float] = []

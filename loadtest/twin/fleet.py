@@ -26,6 +26,8 @@ class Job:
     output: int
     group: str = "all"
     offset: float = 0.0
+    then: Job | None = None  # what the same user asks after the answer
+    think: float = 0.0  # seconds from the answer before to this
 
 
 class Fleet:
@@ -52,13 +54,16 @@ class Fleet:
         self._every_token = every_token
         self._heap: list[tuple[float, int, int]] = []  # time, replica, serial number of the wake-up
         self._serials = [0] * replicas
-        self._open: dict[str, tuple[Outcome, Request, int]] = {}
+        self._open: dict[str, tuple[Outcome, Request, int, Job]] = {}
+        self.later: list[Outcome] = []  # of jobs that followed another
+        self._following: list[tuple[float, int, Job]] = []  # heap: time, serial number
         self._sent = 0
         self._sample_every = 0.0
         self._sample_next = 0.0
 
     def open_loop(self, jobs: Sequence[Job], sample_every: float = 1.0) -> list[Outcome]:
-        """Send each job at its offset from now. Outcomes in the order of jobs."""
+        """Send each job at its offset from now. Outcomes in the order of jobs; those of what they
+        lead to are in `later`."""
         start = self.now
         self._begin_samples(sample_every)
         outcomes = []
@@ -72,7 +77,8 @@ class Fleet:
     def closed_loop(
         self, jobs: Iterable[Job], concurrency: int, sample_every: float = 1.0
     ) -> list[Outcome]:
-        """Keep `concurrency` jobs in flight. Outcomes in the order of sending."""
+        """Keep `concurrency` jobs, each with what it leads to, in flight. Outcomes in the order of
+        sending; `later` as in an open loop."""
         self._begin_samples(sample_every)
         waiting = iter(jobs)
         outcomes = []
@@ -129,7 +135,7 @@ class Fleet:
         replica = self.replicas[place]
         was = replica.wake
         replica.send(request, now)
-        self._open[name] = outcome, request, place
+        self._open[name] = outcome, request, place, job
         if replica.wake != was:
             self._schedule(place)
         return outcome
@@ -143,7 +149,11 @@ class Fleet:
     def _run_until(self, end: float, stop_at_end: bool = False) -> list[float]:
         """Handle all events before `end`. With `stop_at_end` return as soon as requests ended: the
         times at which their clients knew."""
-        while self._heap and self._heap[0][0] <= end:
+        while (event := self._next()) <= end and event != float("inf"):
+            if self._following and self._following[0][0] <= event:
+                due, _, job = heapq.heappop(self._following)
+                self.later.append(self._send(job, due))
+                continue
             now, place, serial = heapq.heappop(self._heap)
             if serial != self._serials[place]:
                 continue  # another wake-up has replaced this one
@@ -158,10 +168,15 @@ class Fleet:
                 return ended
         return []
 
+    def _next(self) -> float:
+        """When something happens next."""
+        heaps = (self._heap, self._following)
+        return min((heap[0][0] for heap in heaps if heap), default=float("inf"))
+
     def _deliver(self, events: Sequence[TokenEvent], now: float) -> list[float]:
         ended = []
         for event in events:
-            outcome, request, place = self._open[event.id]
+            outcome, request, place, job = self._open[event.id]
             times = outcome.chunk_times
             if event.cached_tokens:
                 outcome.cached_tokens = event.cached_tokens
@@ -177,14 +192,18 @@ class Fleet:
                 outcome.finish = FinishReason(event.finish).value
                 self.replicas[place].finished(request)
                 del self._open[event.id]
-                ended.append(now)
+                if job.then is None:
+                    ended.append(now)
+                else:
+                    due = now + _CLIENT_SECONDS + job.then.think
+                    heapq.heappush(self._following, (due, self._sent, job.then))
         return ended
 
     def _refuse(self, replica: Replica, now: float) -> list[float]:
         ended = []
         while replica.refused:
             name, why = replica.refused.pop()
-            outcome, _, _ = self._open.pop(name)
+            outcome, *_ = self._open.pop(name)
             outcome.ended, outcome.error, outcome.status, outcome.detail = now, "HTTP 400", 400, why
             ended.append(now)
         return ended

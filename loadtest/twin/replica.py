@@ -14,6 +14,8 @@ from batching.core.scheduler import Scheduler
 from batching.core.step_time import StepLoad, StepTime
 from batching.core.types import Limits, Request, StepPlan, StepResult, TokenEvent
 
+GENERATED = 1  # every token that is made
+
 
 class FrontEnd(msgspec.Struct, frozen=True):
     """Seconds outside the engine. One process takes all requests that are there in one turn of its
@@ -76,7 +78,7 @@ class Replica:
         events: list[TokenEvent] = []
         if self._waiting_for_commit and self._flight:
             plan, seconds, _ = self._flight.popleft()
-            tokens = (1,) * sum(s.sample for s in plan.sequences)
+            tokens = (GENERATED,) * sum(s.sample for s in plan.sequences)
             events = self.scheduler.commit(StepResult(plan.step, tokens, seconds), now)
             self.busy_seconds += seconds
         self._waiting_for_commit = False

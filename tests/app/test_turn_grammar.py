@@ -11,14 +11,16 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer as Backend
 
 from app.errors import ApiError
+from app.structured.request import RequestedGrammar
 from app.tokenizer import Tokenizer
 from app.tools import ToolUse
 from app.turns import formats
 from app.turns.formats import Think
-from app.turns.grammar import MAX_CALLS, turn_source
+from app.turns.grammar import MAX_CALLS, turn_grammar
 from app.turns.parser import MarkerParser
 from app.turns.parts import Turn
 from app.turns.style import TurnStyle
+from batching.core.types import Grammar
 
 THINK = Think("<think>", "</think>")
 FORMATS = {
@@ -77,6 +79,14 @@ FORCED = ToolUse(TOOLS, TOOLS, TOOLS, forced=True)
 FREE = ToolUse(TOOLS, TOOLS, TOOLS)
 GOOD: Said = [("f", {"x": "s"}), ("g", {"x": 3})]
 BAD: list[Said] = [[("g", {"x": "s"})], [("f", {"x": 3})], [("f", {})], [("h", {"x": "s"})]]
+
+
+def turn_source(
+    style: TurnStyle, tokenizer: Tokenizer, use: ToolUse, prompt: str, answer: str | None
+) -> str | None:
+    asked = None if answer is None else RequestedGrammar(Grammar(answer), "answer")
+    turn = turn_grammar(style, tokenizer, use, prompt, asked, to_the_end=False)
+    return None if turn is None else turn.grammar.source
 
 
 def written(form: formats.CallFormat, said: Said) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -88,7 +89,7 @@ def test_bad_words_are_not_said(server: ServerProcess, sampling: dict[str, Any])
 
     text, free = spoken([])
     words = text.split(" ")
-    bad = [word for word in words if word] + [" ".join(pair) for pair in zip(words, words[1:])]
+    bad = [word for word in words if word] + [" ".join(pair) for pair in pairwise(words)]
     sequences = [ids(prefix + word) for word in bad for prefix in ("", " ")]
     said = [s for s in sequences if _contains(free, s)]
     assert any(len(s) > 2 for s in said) and any(len(s) == 1 for s in said)

@@ -12,6 +12,7 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
 from tests.e2e.server_process import ServerProcess
+from tests.structured.validity import unique
 from tests.worker import tiny_models
 from tests.worker.tiny_tokenizer import PIECES, save_tokenizer
 
@@ -122,6 +123,33 @@ def test_named(api: openai.OpenAI, sampling: dict[str, Any]) -> None:
         got = ask(api, tools=TOOLS, tool_choice=choice, **sampling)
         assert check(got) == [name]
         assert got.finish_reason == "stop"
+
+
+FEW_KEYS = {
+    "type": "object",
+    "propertyNames": {"maxLength": 1},
+    "additionalProperties": {"enum": [1]},
+    "minProperties": 5,
+    "maxProperties": 5,
+}
+# The model likes escapes, few letters, and to come to an end.
+ESCAPES = {str(PIECES.index(c)): 40.0 - 2 * i for i, c in enumerate('\\u061a":')}
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 2, "seed": 1}])
+def test_no_key_comes_twice_however_it_is_spelled(
+    api: openai.OpenAI, sampling: dict[str, Any]
+) -> None:
+    free = {"type": "function", "function": {"name": "free", "parameters": FEW_KEYS}}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": FEW_KEYS}}
+    fields = {"logit_bias": ESCAPES, **sampling}
+    several = ask(api, tools=[free], tool_choice="required", parallel_tool_calls=False, **fields)
+    written = [arguments for _, arguments in calls(several)]
+    written.append(ask(api, response_format=form, **fields).message.content)
+    for text in written:
+        keys = json.loads(text, object_pairs_hook=unique)
+        jsonschema.validate(keys, FEW_KEYS)
+    assert any("\\u" in text for text in written)
 
 
 def test_allowed_tools(api: openai.OpenAI) -> None:

@@ -43,7 +43,8 @@ class Fake:
             body = {"data": [], "usage": {"prompt_tokens": len(request["input"])}}
             write(plain("200 OK", json.dumps(body).encode()))
             return
-        prompt = request.get("prompt") or [m["content"] for m in request["messages"]]
+        said = " ".join(m["content"] for m in request.get("messages", ()))
+        prompt = request.get("prompt") or said.split()
         count = request["max_tokens"]
         self.input += len(prompt)
         self.output += count

@@ -70,6 +70,31 @@ async def test_the_load_of_a_result_is_simulated_beside_it(tmp_path: Path, load:
     assert "Predicted beside measured" in page.read_text()
 
 
+@pytest.mark.parametrize("load", ["--concurrency 3", "--rate 500"])
+@pytest.mark.parametrize("turns", [1, 3])
+async def test_chats_are_simulated_with_the_lengths_that_were_counted(
+    tmp_path: Path, load: str, turns: int
+) -> None:
+    import asyncio
+
+    measured, out = tmp_path / "m.json", tmp_path / "s.json"
+    flags = f"{load} --workload chat --turns {turns} --think 0.01 --requests 6 --input-tokens 40"
+    flags += f" --output-tokens 4 --out {measured}"
+
+    def both(url: str) -> tuple[int, dict[str, Any]]:
+        bench(["--url", url, *flags.split()])
+        return simulate(out, "--like", str(measured))
+
+    async with serving(Fake("one two three four").script, ManualClock()) as server:
+        code, result = await asyncio.to_thread(both, server.url)
+    assert code == 0
+    real, found = json.loads(measured.read_text())["summary"], result["summary"]
+    assert found["requests"]["completed"] == real["requests"]["completed"] == 6 * turns
+    assert found["tokens"]["output"] == real["tokens"]["output"]
+    assert found["tokens"]["input"] == pytest.approx(real["tokens"]["input"], rel=0.05)
+    assert (found["tokens"]["cached"] > 0) == (turns > 1)
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
