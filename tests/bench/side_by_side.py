@@ -4,7 +4,8 @@
 
 FOLDER holds the models S and M; they are made there when missing. Servers are described in
 servers.yaml, workloads in workloads.py, the machine's limits in machine.py. In each round and for
-each model every server is started, warmed up, measured and stopped, in an order that rotates.
+each model every server is started, warmed up, left alone for a while, measured and stopped, in an
+order that rotates.
 Writes JSON after every server, and the tables as Markdown beside it. Exit code 1 if a server that
 is installed failed.
 """
@@ -95,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--models", type=Path, default=_CACHE, help="folder of S and M")
     parser.add_argument("--rounds", type=int, default=3, help="medians are over these")
+    parser.add_argument(
+        "--settle", type=float, default=20.0, help="idle seconds of every server after warming up"
+    )
     keys = [case.key for case in CASES]
     parser.add_argument("--cases", nargs="+", default=keys, choices=keys, help="rows to measure")
     parser.add_argument(
@@ -116,6 +120,7 @@ def _header(options: argparse.Namespace, models: list[str]) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "rounds": options.rounds,
         "quick": options.quick,
+        "settle": options.settle,
         "models": {
             name: {"size": msgspec.to_builtins(model_size(options.models / name))}
             for name in models
@@ -142,6 +147,7 @@ async def _serve_and_measure(
         run["start_seconds"] = time.perf_counter() - server.began
         print(f"{name}, {model}: first token after {run['start_seconds']:.1f} s", flush=True)
         await warm_up(client, model, max(case.concurrency for case in cases))
+        await asyncio.sleep(options.settle)
         run["peak_gb"] = server.peak_bytes() / 1e9
         for seed, case in enumerate(cases):
             if case.request_tokens > description.request_tokens:
