@@ -62,8 +62,8 @@ async def answer(
     terms, wants_load = Terms.of(request, fields), load_format(request)
     flight = service.flights.board(request.scope, handler.id, streamed=fields.stream)
     await prepare(handler.prepare, body_bytes)
-    flight.tokenised = service.clock()
     if handler.grammar is not None:
+        flight.tokenised = service.clock()
         await service.grammars.check(*handler.grammar)
     receive = request.receive
     generation = Generation.start(service, handler.jobs, samples, receive, terms, flight)

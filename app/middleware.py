@@ -14,9 +14,11 @@ from app.anthropic.errors import PREFIX
 from app.errors import ApiError
 from app.health import ADMIN_PATHS, OPEN_PATHS
 from app.keys import Key, KeyRing
+from app.page import FILES as PAGE_FILES
 from app.quota import Quota
 from app.served import Served
 
+_OPEN = OPEN_PATHS | PAGE_FILES.keys()
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,200}")
 
 
@@ -68,7 +70,7 @@ class ApiKeys:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in _OPEN:
             await self._app(scope, receive, send)
             return
         key = self._keys.find(_secret(scope))

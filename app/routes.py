@@ -19,6 +19,7 @@ from app import (
     exposition,
     health,
     models,
+    page,
     scoring,
     tokenization,
 )
@@ -27,6 +28,7 @@ from app.anthropic.errors import ERROR_SCHEMA as ANTHROPIC_ERROR_SCHEMA
 from app.anthropic.message import Message
 from app.errors import ERROR_SCHEMA
 from app.flights import endpoints as flights
+from app.flights import live
 from app.flights.waterfall import Waterfall
 from app.responses import endpoints as responses
 from app.responses.objects import ResponseObject
@@ -55,6 +57,7 @@ class Route(NamedTuple):
     text: bool = False  # the answer is plain text
     errors: dict[str, Any] = ERROR_SCHEMA
     whole: bool = False  # of all models, not of the one that generates
+    described: bool = True  # in `/openapi.json`
 
 
 ROUTES = (
@@ -123,6 +126,8 @@ ROUTES = (
         "POST", "/classify", classify.classify, ClassifyRequest, classify.Classification,
         whole=True,
     ),
+    *(Route("GET", path, page.serve_file, whole=True, described=False) for path in page.FILES),
+    Route("GET", "/debug/live", live.live, whole=True, described=False),
     Route("GET", "/debug/requests", flights.list_requests, answer=flights.RequestList),
     Route("GET", "/debug/requests/{id:path}", flights.get_request, answer=Waterfall),
 )  # fmt: skip
@@ -152,6 +157,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
             response_model=None,
             responses=_responses(route),
             openapi_extra=_request(route),
+            include_in_schema=route.described,
         )
 
 

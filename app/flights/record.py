@@ -23,6 +23,7 @@ class Step(NamedTuple):
 
     number: int
     seconds: float  # in the worker
+    forecast: float  # what these were thought to be; 0 if nothing was
     summary: StepSummary
 
     @property
@@ -87,7 +88,7 @@ class Pause:
         self.what = what  # "preempted" or "engine restart"
         self.began = began
         self.ended: float | None = None
-        self.step = step  # the step that others needed its blocks for
+        self.step = step  # the step that others needed its slot or blocks for
 
 
 class Lane:
@@ -178,6 +179,11 @@ class Flight:
         self.stalled = 0.0  # seconds in which the client did not read
         self.stalls = 0
         self.stalled_since: float | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it can be asked for by."""
+        return self.name, self.answer_id, self.request_id
 
     def stall(self, now: float) -> None:
         """The client does not read: what is sent to it piles up."""

@@ -44,7 +44,10 @@ class FlightRecorder:
         self._lanes: dict[str, Lane] = {}  # of open flights, by id
         self._waiting: dict[str, Lane] = {}  # of these, those that no step has touched
         self._waiting_tokens = self._waiting_flights = 0
-        self._names: dict[str, Flight] = {}  # each flight by each of its names
+        self._flights: dict[str, Flight] = {}  # open and ended, by name
+        # By tenant and each of their names: a client may choose one that another's flight has.
+        self._names: dict[tuple[str, str], Flight] = {}
+        self.watchers = 0  # of `/debug/live`
         self._engine: Engine | None = None
         self._restarts = 0
         self._heard = clock()
@@ -81,9 +84,9 @@ class FlightRecorder:
             len(self._lanes) - len(self._waiting),
             tuple(islice(self._waiting, MAX_NAMED)),
         )
-        self.open[name] = flight
-        for known in (name, flight.answer_id, flight.request_id):
-            self._names[known] = flight
+        self.open[name] = self._flights[name] = flight
+        for known in flight.names:
+            self._names[flight.tenant, known] = flight
 
     def submitted(self, flight: Flight, request: Request) -> None:
         """A sequence of it was handed to the engine."""
@@ -126,9 +129,10 @@ class FlightRecorder:
 
     def _forget(self, flight: Flight) -> None:
         self._ended_lanes -= len(flight.lanes)
-        for known in (flight.name, flight.answer_id, flight.request_id):
-            if self._names.get(known) is flight:  # clients may use an id again
-                del self._names[known]
+        del self._flights[flight.name]
+        for known in flight.names:
+            if self._names.get((flight.tenant, known)) is flight:  # ids may be used again
+                del self._names[flight.tenant, known]
 
     def _leave_queue(self, lane: Lane) -> None:
         if self._waiting.pop(lane.id, None) is not None:
@@ -148,7 +152,9 @@ class FlightRecorder:
         self._heard = now
         if output.step is not None:
             now = output.step.ended
-            step = Step(output.stats.steps - 1, output.stats.step_seconds, output.step)
+            stats = output.stats
+            forecast = stats.predicted_step_seconds
+            step = Step(stats.steps - 1, stats.step_seconds, forecast, output.step)
             self._take_step(step)
         lanes = self._lanes
         for event in output.events:
@@ -208,8 +214,9 @@ class FlightRecorder:
 
     def find(self, name: str, tenant: str | None) -> Flight | None:
         """By any of its names. A tenant finds only its own flights; None finds all."""
-        flight = self._names.get(name)
-        return flight if flight is not None and may_see(flight, tenant) else None
+        if tenant is not None:
+            return self._names.get((tenant, name))
+        return next((flight for flight in self.newest(None) if name in flight.names), None)
 
     def is_waiting(self, lane: Lane) -> bool:
         """No step has touched it, and it has not ended."""
@@ -217,7 +224,7 @@ class FlightRecorder:
 
     def flight_of(self, lane_id: str) -> Flight | None:
         """The flight that a lane belongs to, if it is remembered."""
-        return self._names.get(_flight_name(lane_id))
+        return self._flights.get(_flight_name(lane_id))
 
     def newest(self, tenant: str | None) -> Iterator[Flight]:
         """All that are remembered and that `tenant` may see, open ones first, newest first."""

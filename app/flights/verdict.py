@@ -94,7 +94,7 @@ def _decode(w: Waterfall, lead: SequenceRecord) -> str:
 
 def _preempted(w: Waterfall, lead: SequenceRecord) -> str:
     times = amount(lead.preemptions, "time")
-    return f"passed while others had its KV blocks (preempted {times})"
+    return f"passed while others had its place (preempted {times})"
 
 
 def _delivering(w: Waterfall, lead: SequenceRecord) -> str:

@@ -14,6 +14,9 @@ from app.flights.words import amount, duration
 RECEIVING, TOKENISING, GRAMMAR = "receiving", "tokenising", "grammar"
 QUEUED, PREFILL, DECODE, DELIVERING = "queued", "prefill", "decode", "delivering"
 
+_SURPRISING = 2.0  # times the forecast: the machine was busy with something else
+_LEARNT_STEPS = 100  # before, forecasts are guesses
+
 
 class Span(msgspec.Struct):
     """A stretch of the waterfall. `start` counts from when the request came, in seconds."""
@@ -160,7 +163,7 @@ class View:
         for pause in lane.pauses:
             if pause.began < until and (pause.ended or until) > until - lane.worst:
                 if pause.what == "preempted":
-                    return f"step {pause.step} took its KV blocks for others"
+                    return f"step {pause.step} gave its place to others"
                 return "the engine was restarted"
         if step.seconds < lane.worst / 2:
             outside = duration(lane.worst - step.seconds)
@@ -168,13 +171,23 @@ class View:
         said = f"step {step.number} took {duration(step.seconds)}"
         others = [(count, id) for id, _, count in step.summary.chunks if id != lane.id]
         if not others:
-            return f"{said} with {amount(step.summary.sequences, 'sequence')}"
+            said += f" with {amount(step.summary.sequences, 'sequence')}"
+            return said + _surprise(step)
         count, id = max(others)
-        said += f" because {self.name(id)} prefilled {amount(count, 'token')}"
+        cause = f"{self.name(id)} prefilled {amount(count, 'token')}"
+        said += f"{_surprise(step)}; {cause}" if _surprise(step) else f" because {cause}"
         if len(others) > 1:
             rest = sum(count for count, _ in others) - count
             said += f" and {amount(len(others) - 1, 'other')} {rest:,}"
         return said
+
+
+def _surprise(step: Step) -> str:
+    """Says so if a step took far longer than what it was made of explains."""
+    familiar = step.number >= _LEARNT_STEPS and step.forecast > 0
+    if not familiar or step.seconds < _SURPRISING * step.forecast:
+        return ""
+    return f", where {duration(step.forecast)} were forecast"
 
 
 def state_of(lane: Lane) -> str:
@@ -198,8 +211,9 @@ def stages(view: View, flight: Flight, lane: Lane) -> Iterator[tuple[str, float,
     """(stage, begin, end) of a flight as one of its lanes went through it, without gaps."""
     end, done = view.end_of(lane), flight.ended or view.now
     yield RECEIVING, flight.received, flight.began
-    yield TOKENISING, flight.began, flight.tokenised
-    yield GRAMMAR, flight.tokenised, flight.admitted
+    compiled = flight.tokenised or flight.admitted  # the latter where there is no grammar
+    yield TOKENISING, flight.began, compiled
+    yield GRAMMAR, compiled, flight.admitted
     begin = flight.admitted
     for stage, until in ((QUEUED, lane.scheduled), (PREFILL, lane.first), (DECODE, end)):
         until = min(until or end, end)

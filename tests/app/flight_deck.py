@@ -37,11 +37,11 @@ class FlightDeck:
         """A new engine, that knows nothing of the one before."""
         c = self.limits
         sizes = (c.max_model_len, c.num_blocks, c.block_size, c.max_sequences, c.max_step_tokens)
-        worker = SimulatedWorker(
+        self._worker = SimulatedWorker(
             Capabilities("m", "s", 100, *sizes, "", "", ""), self.cost, self._sleep
         )
         self._loop = EngineLoop(
-            Scheduler(c), worker, self._receive, self._hear, clock=lambda: self.now
+            Scheduler(c), self._worker, self._receive, self._hear, clock=lambda: self.now
         )
 
     def _sleep(self, seconds: float) -> None:
@@ -66,7 +66,6 @@ class FlightDeck:
         state = {"request_id": f"x-{name}", "arrival": self.now - 0.002, "tenant": tenant}
         scope = {"state": state, "path": "/v1/completions"}
         flight = self.recorder.board(scope, f"cmpl-{name}", streamed=True)
-        flight.tokenised = self.now
         self._flights[name] = flight
         # Each begins with a token of its own: nothing is found in the prefix cache.
         prompts = [[len(self._flights), i, *[1] * (prompt - 2)] for i in range(n)]
@@ -89,6 +88,10 @@ class FlightDeck:
             for lane in flight.lanes:
                 self.recorder.lane_ended(lane.id, finish.value)
             self.recorder.arrive(flight)
+
+    def cost_of_worker(self, cost: StepCost) -> None:
+        """From now on steps cost this."""
+        self._worker._cost = cost
 
     def expect_short_outputs(self) -> None:
         """Admit more than fits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import tracemalloc
 from collections import deque
 
@@ -92,6 +93,23 @@ def test_a_long_prompt_is_told_in_chunks_and_delays_others() -> None:
     assert 1 < decode.mean_batch < 2
 
 
+def test_a_step_that_took_longer_than_it_should_is_told_as_such() -> None:
+    deck = FlightDeck(StepCost(fixed=0.01, prefill_token=0.001))
+    deck.fly("w", prompt=40, tokens=100)
+    deck.land()
+    deck.fly("a", prompt=4, tokens=60)
+    deck.step(30)
+    deck.cost_of_worker(StepCost(fixed=0.2, prefill_token=0.001))  # the machine is busy elsewhere
+    deck.fly("b", prompt=20, tokens=2)
+    deck.step()
+    deck.cost_of_worker(StepCost(fixed=0.01, prefill_token=0.001))
+    deck.land()
+    decode = deck.told("cmpl-a").sequences[0].decode
+    assert decode is not None and decode.worst_gap is not None
+    why = r"step 130 took 220 ms, where \d+ ms were forecast; cmpl-b prefilled 20 tokens"
+    assert re.fullmatch(why, decode.worst_gap.why)
+
+
 def test_others_requests_have_no_names() -> None:
     deck = FlightDeck(StepCost(fixed=0.01, prefill_token=0.004))
     deck.fly("a", tokens=20, tenant="mine")
@@ -123,7 +141,7 @@ def test_preemptions() -> None:
     assert [int(span.note.split()[0]) for span in again] == [8 + told_before(told)]
     decode = told.sequences[0].decode
     assert decode is not None and decode.worst_gap is not None
-    assert "took its KV blocks for others" in decode.worst_gap.why
+    assert "gave its place to others" in decode.worst_gap.why
 
 
 def told_before(told: object) -> int:
@@ -234,7 +252,7 @@ def test_memory_is_flat() -> None:
     finally:
         tracemalloc.stop()
     assert sum(len(flight.lanes) for flight in recorder.ended) == 20
-    assert len(recorder._names) == 3 * len(recorder.ended)
+    assert len(recorder._names) == 3 * len(recorder.ended) == 3 * len(recorder._flights)
     assert not (recorder.open or recorder._lanes or recorder._waiting)
     assert recorder._waiting_tokens == recorder._waiting_flights == 0
 
@@ -245,10 +263,23 @@ def test_a_name_used_again_is_the_newest_ones() -> None:
     deck.land()
     flight = deck.fly("b")
     flight.request_id = "x-a"
-    deck.recorder._names["x-a"] = flight
+    deck.recorder._names["", "x-a"] = flight
     deck.land()  # the first is forgotten
     assert deck.recorder.find("cmpl-a", "") is None
     assert deck.recorder.find("x-a", "") is flight
+
+
+def test_nobody_can_take_anothers_name() -> None:
+    deck = FlightDeck()
+    theirs = deck.fly("a", tenant="theirs")
+    thief = deck.fly("b", tenant="thief")
+    thief.request_id = "cmpl-a"
+    deck.recorder._names["thief", "cmpl-a"] = thief
+    assert deck.recorder.find("cmpl-a", "theirs") is theirs
+    assert deck.recorder.find("cmpl-a", "thief") is thief
+    assert deck.recorder.find("x-a", None) is theirs
+    assert deck.recorder.find("x-a", "thief") is None
+    deck.land()
 
 
 def test_events_of_requests_that_nobody_knows_are_ignored() -> None:

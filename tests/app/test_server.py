@@ -116,4 +116,5 @@ async def test_openapi_has_every_route_with_its_errors(server: Server) -> None:
             assert ("requestBody" in operation) is not bodiless
             named = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
             assert named == set(re.findall(r"{(\w+)}", path))
-    assert {route.path.replace(":path", "") for route in ROUTES} == set(paths)
+    described = {route.path.replace(":path", "") for route in ROUTES if route.described}
+    assert described == set(paths)
