@@ -12,7 +12,7 @@ from app.generation import Generation, Job
 from app.headers import LOAD_HEADER, forecast_headers, load_format, load_report
 from app.prompts import prepare
 from app.service import Service
-from app.sse import OPENAI_END, StreamEnd, event_stream
+from app.sse import OPENAI_END, EventStream, StreamEnd
 from app.structured.request import RequestedGrammar
 from app.terms import RunFields, Terms
 
@@ -68,9 +68,7 @@ async def answer(
     receive = request.receive
     generation = Generation.start(service, handler.jobs, samples, receive, terms, flight)
     if fields.stream:
-        response: Response = await event_stream(
-            handler.stream(generation), generation.close, ending
-        )
+        response: Response = EventStream(handler.stream(generation), generation.close, ending)
     else:
         try:
             body = await handler.run(generation)

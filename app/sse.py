@@ -7,7 +7,7 @@ and one join. Nothing here builds a model or a dict per token.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +19,9 @@ from app.errors import ApiError, engine_dead, with_request_id
 from batching.engine.client import EngineDeadError
 
 DONE = b"data: [DONE]\n\n"
+# What a client hears that waits long: a comment, which it ignores and no proxy takes for silence.
+KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_SECONDS = 15.0
 
 # What is around the news in a choice: the text of a completion, the text of a chat, a whole delta.
 TEXT, CONTENT, DELTA = (b'"text":', b""), (b'"delta":{"content":', b"}"), (b'"delta":', b"")
@@ -97,17 +100,14 @@ class Envelope:
 
 
 class EventStream(Response):
-    """Writes byte pieces as they come; an error on the way becomes the last event.
+    """Writes byte pieces as they come. Begins with the first: an error before it is raised, one
+    after it becomes the last event. Who waits long for a piece is told that there is work on it.
 
-    `first` has been awaited by the endpoint already: errors before it were plain HTTP errors.
+    `close` is called once, at the end.
     """
 
     def __init__(
-        self,
-        first: Sequence[bytes],
-        rest: AsyncGenerator[bytes],
-        close: Callable[[], None],
-        ending: StreamEnd,
+        self, pieces: AsyncGenerator[bytes], close: Callable[[], None], ending: StreamEnd
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -115,43 +115,50 @@ class EventStream(Response):
         # Proxies must pass events on at once.
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
-        self._first = first
-        self._rest = rest
+        self._pieces = pieces
         self._close = close
         self._ending = ending
+        self._sent = 0
+        self._sending = False
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        waker = asyncio.create_task(self._keep_alive(send))
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            for piece in self._first:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
             try:
-                async for piece in self._rest:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                async for piece in self._pieces:
+                    self._sending = True
+                    await self._write(send, piece)
+                    self._sending = False
                 last = self._ending.done
-            except ApiError as error:
-                last = self._ending.failed(with_request_id(error, scope))
-            except EngineDeadError as error:
-                last = self._ending.failed(engine_dead(error))
-            await send({"type": "http.response.body", "body": last, "more_body": False})
-        except (ClientDisconnect, asyncio.CancelledError):
-            pass  # nobody reads, or not in the time that there is to shut down
+            except (ApiError, EngineDeadError, ClientDisconnect) as error:
+                if not self._begun:
+                    raise
+                if isinstance(error, ClientDisconnect):
+                    return
+                known = engine_dead(error) if isinstance(error, EngineDeadError) else error
+                last = self._ending.failed(with_request_id(known, scope))
+            finally:
+                waker.cancel()
+            await self._write(send, last, more=False)
+        except asyncio.CancelledError:
+            if not self._begun:
+                raise
+            # Not read in the time that there is to shut down.
         finally:
-            await self._rest.aclose()
+            await self._pieces.aclose()
             self._close()
 
+    async def _write(self, send: Send, piece: bytes, *, more: bool = True) -> None:
+        if not self._begun:
+            self._begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": piece, "more_body": more})
+        self._sent += 1
 
-async def event_stream(
-    pieces: AsyncGenerator[bytes], close: Callable[[], None], ending: StreamEnd
-) -> EventStream:
-    """Wait for the first piece, then answer. Errors until then are raised, not streamed.
-
-    `close` is called once, at the end of the response or before the error is raised.
-    """
-    try:
-        first = await anext(pieces)
-    except BaseException:
-        await pieces.aclose()
-        close()
-        raise
-    return EventStream([first], pieces, close, ending)
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            before = self._sent
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            if self._sent == before and not self._sending:
+                await self._write(send, KEEP_ALIVE)
