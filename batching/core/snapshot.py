@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from enum import Enum
 from types import FunctionType, NoneType
 from typing import Any
 
@@ -36,10 +37,10 @@ _CLASSES: dict[str, type] = {
         Totals,
     )
 }  # fmt: skip
-_STRUCTS: dict[str, type] = {
+_VALUES: dict[str, type] = {
     name: cls
     for name, cls in (vars(types) | {"Coefficients": Coefficients}).items()
-    if isinstance(cls, type) and issubclass(cls, msgspec.Struct)
+    if isinstance(cls, type) and issubclass(cls, msgspec.Struct | Enum)
 }
 _COLLECTIONS: dict[str, type] = {cls.__name__: cls for cls in (list, tuple, deque, set, frozenset)}
 _PLAIN = frozenset({NoneType, bool, int, str})
@@ -87,7 +88,7 @@ class _Freezer:
             return [kind.__name__, [self.freeze(v) for v in value]]
         if kind is FunctionType:
             return ["policy", next(name for name, f in POLICIES.items() if f is value)]
-        if kind in _STRUCTS.values():
+        if kind in _VALUES.values():
             return [kind.__name__, msgspec.to_builtins(value)]
         # A recording scheduler is one that has a recorder besides.
         name = "Scheduler" if isinstance(value, Scheduler) else kind.__name__
@@ -131,8 +132,8 @@ class _Thawer:
             return {self.thaw(k): self.thaw(v) for k, v in content}
         if kind == "again":
             return self._objects[content]
-        if kind in _STRUCTS:
-            return msgspec.convert(content, _STRUCTS[kind])
+        if kind in _VALUES:
+            return msgspec.convert(content, _VALUES[kind])
         if kind in _CLASSES:
             cls = _CLASSES[kind]
             made: Any = object.__new__(cls)
