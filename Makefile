@@ -4,6 +4,7 @@ MODEL ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
+MINUTES ?= 20
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.stamp-runtime
@@ -15,13 +16,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& { echo $$p; break; }; done)
 
-.PHONY: help serve bench test lint format clean
+.PHONY: help serve bench test soak lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make serve [MODEL=folder-or-hub-id] [PORT=8000]   serve a model (default: the built-in one)"
 	@echo "make bench [ARGS='--quick']                       measure beside other servers, if installed"
 	@echo "make test  [ARGS='tests/core -k …']               run the tests"
+	@echo "make soak  [MINUTES=20]                           everything at once, with faults; memory stays flat"
 	@echo "make lint                                         ruff, mypy, import rules, size limits"
 	@echo "make format                                       rewrite the code the way lint wants it"
 
@@ -33,6 +35,9 @@ bench: $(RUNTIME)
 
 test: $(DEV)
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(DEV)
+	$(BIN)/python -m pytest -s -m slow tests/e2e/test_soak.py --minutes $(MINUTES)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

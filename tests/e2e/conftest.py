@@ -12,6 +12,10 @@ from tests.e2e.server_process import ServerProcess
 MODEL = "slipstream-tiny"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--minutes", default="20", help="of the soak test")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("server") / "log"

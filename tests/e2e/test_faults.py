@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from tests.e2e.mixed_load import answer, case
 from tests.e2e.server_process import ServerProcess
 
 STREAMS = 16
@@ -108,6 +109,22 @@ async def test_streams_survive_a_kill_and_a_hang(
         told = [(await http.get(f"/debug/requests/{entry['id']}")).json() for entry in newest]
     assert sum(t["sequences"][0]["restarts"] for t in told) >= resumed
     assert all(t["stages"]["engine restart"] > 0 for t in told if t["sequences"][0]["restarts"])
+
+
+async def test_every_endpoint_survives_a_kill(fragile: ServerProcess) -> None:
+    """What the model says, in every form that the API has, is the same after it."""
+    cases = [case(index, 150) for index in range(24)]
+    async with httpx.AsyncClient(base_url=fragile.url, timeout=RESTART_SECONDS) as http:
+        whole = await asyncio.gather(*(answer(http, c, stream=False) for c in cases))
+        restarts = fragile.metric("slipstream_engine_restarts_total")
+        generated = fragile.metric("vllm:generation_tokens_total")
+        readers = [asyncio.create_task(answer(http, c, stream=True)) for c in cases]
+        while fragile.metric("vllm:generation_tokens_total") < generated + 10 * len(cases):
+            await asyncio.sleep(0.01)
+        fragile.signal_engine(signal.SIGKILL)
+        assert await asyncio.gather(*readers) == whole
+    assert fragile.metric("slipstream_engine_restarts_total") == restarts + 1
+    fragile.wait_idle()
 
 
 def test_a_request_in_the_pause_waits_for_the_next_engine(fragile: ServerProcess) -> None:
