@@ -288,7 +288,7 @@ async def live(served: Served, request: Request) -> Response:
 
     watch = Watch(served.generator, sees(request.scope))
     ending = StreamEnd(b"", lambda error: b"event: error\ndata: " + error.body() + b"\n\n")
-    return EventStream([], _frames(served, watch, request), close, ending)
+    return EventStream(_frames(served, watch, request), close, ending)
 
 
 async def _frames(served: Served, watch: Watch, request: Request) -> AsyncGenerator[bytes]:
