@@ -27,7 +27,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._in_head = self._receiving = True
-        self._head_bytes = 0
+        self._loose_bytes = 0  # since the last that were body, or ended a head or message
         self._timer: asyncio.TimerHandle | None = None
         self._start_timer(self.head_seconds)
 
@@ -37,12 +37,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         in_head = self._in_head
+        self._loose_bytes += len(data)
         super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(431, f"the request's headers are larger than {MAX_HEAD_BYTES} bytes")
-                return
+        if self._receiving and self._loose_bytes > MAX_HEAD_BYTES:  # a head, or trailers
+            self._refuse_head()
+            return
         if not self._receiving:
             self._stop_timer()
         elif self._timer is None or (in_head and not self._in_head):
@@ -50,15 +49,29 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head = self._receiving = True
-        self._head_bytes = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers are dropped: no proxy has looked at them, and they would count as headers."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._loose_bytes = 0
+        # All of it may have come in one read.
+        if len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers) > MAX_HEAD_BYTES:
+            self._refuse_head()
+            raise ValueError("head too large")  # ends the parsing
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._loose_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._receiving = False
+        self._loose_bytes = 0
         super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -92,6 +105,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _timed_out(self) -> None:
         self._refuse(408, "the request did not arrive in time")
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, f"the request's headers are larger than {MAX_HEAD_BYTES} bytes")
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer, unless an answer is under way, and close."""

@@ -117,3 +117,59 @@ async def test_a_long_generation_is_not_a_slow_request(make_server: MakeServer) 
         await asyncio.sleep(0.8)
         server.engine.resume.set()
         assert (await call).startswith(b"HTTP/1.1 200 OK")
+
+
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+CLOSE = b"Connection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_trailers_are_no_headers(make_server: MakeServer, together: bool) -> None:
+    server = make_server()
+    async with Live(server) as live:
+        body = b'{"prompt": "a", "max_tokens": 2}'
+        trailer = b"X-Gateway-Inference-Fairness-Id: other\r\nX-Request-Id: other\r\n\r\n"
+        pieces = (CHUNKED + CLOSE, b"%x\r\n%b\r\n0\r\n" % (len(body), body), trailer)
+        sent = (b"".join(pieces),) if together else pieces
+        answer = await exchange(live.port, *sent, pause=0.01)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"x-request-id: other" not in answer
+        assert [request.tenant for request in server.engine.requests] == [""]
+
+
+async def feed(live: Live, *reads: bytes) -> bytes:
+    """What the server says to exactly these reads, until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
+    while not live.connections:
+        await asyncio.sleep(0.005)
+    (protocol,) = live.connections
+    for data in reads:
+        if not protocol.transport.is_closing():
+            protocol.data_received(data)
+    try:
+        return await asyncio.wait_for(reader.read(), 20)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("line", [b"a: " + b"b" * 1020 + b"\r\n", b"b" * 1024], ids=["many", "one"])
+async def test_trailers_without_end_are_refused(make_server: MakeServer, line: bytes) -> None:
+    async with Live(make_server()) as live:
+        start = CHUNKED + b"\r\n1\r\n{\r\n0\r\n" + (b"" if b":" in line else b"a: ")
+        check(await feed(live, start, *[line] * 100), 431)
+
+
+async def test_a_large_head_in_one_read_is_refused(make_server: MakeServer) -> None:
+    async with Live(make_server()) as live:
+        head = b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n"
+        check(await feed(live, head), 431)
+
+
+async def test_tiny_chunks_of_a_large_body_are_no_head(make_server: MakeServer) -> None:
+    body = b'{"prompt": "a", "max_tokens": 2}' + b" " * 30_000
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    assert len(chunks) - len(body) > 2 * MAX_HEAD_BYTES
+    async with Live(make_server()) as live:
+        pieces = [chunks[i : i + 10_001] for i in range(0, len(chunks), 10_001)]
+        answer = await exchange(live.port, CHUNKED + CLOSE, *pieces, pause=0.001)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
