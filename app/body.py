@@ -18,6 +18,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 _AT_PATH = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>.*)`")
+_MAX_SEARCHED = 65536  # bytes: a larger body would hold up everybody while its fault is looked for
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -47,7 +48,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ApiError("the JSON body is nested too deeply", code="invalid_json") from None
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError
-        if (name := _not_finite(body)) is not None:
+        if len(body) <= _MAX_SEARCHED and (name := _not_finite(body)) is not None:
             message = f"{name}: expected a finite number"
             raise ApiError(message, param=name, code="invalid_value") from None
         raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from None

@@ -146,8 +146,10 @@ class EventStream(Response):
                 raise
             # Not read in the time that there is to shut down.
         finally:
-            await self._pieces.aclose()
-            self._close()
+            try:
+                await self._pieces.aclose()
+            finally:
+                self._close()
 
     async def _write(self, send: Send, piece: bytes, *, more: bool = True) -> None:
         if not self._begun:

@@ -68,12 +68,13 @@ def key_of(request: Request) -> Key:
 
 def _tenant(request: Request, key: Key) -> str:
     """The key's holder, or whom a gateway names. Others could multiply their share by it."""
-    named = request.headers.get(FAIRNESS_HEADER, "")
-    if not named or not key.rights.gateway:
+    values = request.headers.getlist(FAIRNESS_HEADER)
+    if not any(values) or not key.rights.gateway:
         return key.name
-    if len(named) > _MAX_TENANT:
+    named = values[0]
+    if len(values) > 1 or len(named) > _MAX_TENANT:  # of several, a proxy may mean another
         raise ApiError(
-            f"{FAIRNESS_HEADER}: at most {_MAX_TENANT} characters",
+            f"{FAIRNESS_HEADER}: expected one value of at most {_MAX_TENANT} characters",
             param=FAIRNESS_HEADER,
             code="invalid_value",
         )

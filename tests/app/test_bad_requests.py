@@ -70,6 +70,27 @@ async def test_numbers_that_are_not_finite(
     check_error(await server.http.post(path, content=body), 400, param)
 
 
+async def test_a_large_body_is_not_searched_for_them(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[bytes] = []
+    monkeypatch.setattr("app.body._not_finite", searched.append)
+    body = b'{"prompt": "%b", "temperature": 1e999}' % (b"a" * 65536)
+    check_error(await server.http.post(COMPLETIONS, content=body), 400, None)
+    assert searched == []
+
+
+async def test_a_fairness_header_that_comes_twice_is_refused(server: Server) -> None:
+    name = "x-gateway-inference-fairness-id"
+    for values in (("a", "b"), ("", "b")):
+        answer = await server.http.post(
+            "/v1/completions", json={"prompt": "a"}, headers=[(name, value) for value in values]
+        )
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == name
+    assert server.engine.requests == []
+
+
 COMMON: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 2.1}, "temperature"),

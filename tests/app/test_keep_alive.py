@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 
 import anthropic
 import openai
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from app import sse
 from tests.app.conftest import MODEL, Live, Server
@@ -99,3 +102,24 @@ async def test_who_leaves_then_is_forgotten(server: Server) -> None:
         writer.transport.abort()
         await until(lambda: len(server.engine.aborted) == 1)
         await until(lambda: server.service.metrics.finished["abort"] == 1)
+
+
+async def test_what_fails_to_end_is_closed_all_the_same() -> None:
+    async def pieces() -> AsyncGenerator[bytes]:
+        try:
+            yield b"data: 1\n\n"
+            yield b"data: 2\n\n"
+        finally:
+            raise RuntimeError("at the end")
+
+    async def send(message: Message) -> None:
+        raise ClientDisconnect
+
+    async def receive() -> Message:
+        return {}
+
+    closed: list[bool] = []
+    stream = sse.EventStream(pieces(), lambda: closed.append(True), sse.OPENAI_END)
+    with pytest.raises(RuntimeError, match="at the end"):
+        await stream({"type": "http"}, receive, send)
+    assert closed == [True]
