@@ -33,6 +33,7 @@ from app.histogram import (
     SplitHistogram,
     length_edges,
 )
+from app.quota import EXCEEDED
 from batching.core.types import EngineStats, Timing
 from batching.core.types import Request as EngineRequest
 from batching.engine.messages import StepOutput
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from app.service import Engine
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
-_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "deadline_unmeetable")
+_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "deadline_unmeetable", EXCEEDED)
 # Refused by forecast; dropped without a first token; ended on the way.
 _DEADLINE_MISSES = ("refused", "unserved", "timeout")
 

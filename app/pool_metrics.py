@@ -13,6 +13,7 @@ from app.engine_info import info_family
 from app.engine_metrics import engine_families
 from app.families import Families
 from app.histogram import REQUEST_EDGES, STEP_TOKEN_EDGES, Histogram, length_edges
+from app.quota import EXCEEDED
 from batching.core.types import PoolRequest, PoolResult
 from batching.worker.pool_protocol import PoolCapabilities
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from app.pool_model import PoolEngine
 
 _FINISH_REASONS = ("stop", "abort", "error")
-_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
+_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", EXCEEDED)
 
 
 class PoolMetrics(Collector):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from app.admission import whole_seconds
 from app.errors import ApiError
 
+EXCEEDED = "rate_limit_exceeded"  # of errors and metrics
+
 Clock = Callable[[], float]
 
 
@@ -108,6 +110,6 @@ class Quota:
         return ApiError(
             f"the key {self._name!r} may have {limit}; try again in {wait:.1f} s",
             status=429,
-            code="rate_limit_exceeded",
+            code=EXCEEDED,
             headers={"retry-after": str(whole_seconds(wait))},
         )

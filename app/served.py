@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
-from app.accounts import Listener, log_account
+from app.accounts import Account, Listener, log_account
 from app.errors import ApiError, no_such_model
 from app.pool_model import PoolModel
+from app.quota import EXCEEDED
 from app.service import Service
 from batching.worker.pool_protocol import PoolTask
 from config.settings import ServerSettings
@@ -19,7 +20,8 @@ class Served:
     def __init__(self, generator: Service | None, pools: Sequence[PoolModel] = ()) -> None:
         self.generator = generator
         self.pools = {model.name: model for model in pools}
-        self.listeners: list[Listener] = [log_account]  # told of every request that has ended
+        # Told of every request that has ended.
+        self.listeners: list[Listener] = [log_account, self._count_exceeded]
         self.draining = False  # told to stop: open requests are finished, new ones refused
         if generator is not None:  # so that its endpoints say what others can do
             generator.others.update({model.name: model.abilities for model in pools})
@@ -63,6 +65,11 @@ class Served:
         """Raises `ApiError`: there is no generating model."""
         model = next(iter(self.pools.values()))
         self._cannot(f"the model {model.name!r} only {model.abilities}; it cannot generate text")
+
+    def _count_exceeded(self, account: Account) -> None:
+        """Quotas are over all models, and ask before one is named: the first counts refusals."""
+        if account.error == EXCEEDED:
+            self.models[0].admission.rejections[EXCEEDED] += 1
 
     def _no_such_pool(self, name: str | None) -> NoReturn:
         if self.generator is None:

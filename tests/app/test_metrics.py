@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from batching.core.types import (
 )
 from batching.engine.messages import StepOutput
 from tests.app.conftest import MakeServer, Server
+from tests.app.test_keys import bearer, complete, write
 
 VLLM_TTFT = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20),
@@ -260,3 +262,18 @@ async def test_full_queue(make_server: MakeServer) -> None:
     samples = await scrape(server)
     assert samples["vllm:admission_rejections_total[max_num_queued_tokens]"] == 1
     assert samples["vllm:admission_rejections_total[max_num_queued_reqs]"] == 1
+
+
+async def test_what_quotas_refuse_is_counted(make_server: MakeServer, tmp_path: Path) -> None:
+    path = write(tmp_path / "keys", once={"requests_per_minute": 1}, few={"tokens_per_minute": 9})
+    server = make_server(api_key_file=str(path))
+    for secret, prompt, status in (
+        ("once", 3, 200),
+        ("once", 3, 429),  # before a byte of it is read
+        ("few", 1, 200),
+        ("few", 9, 429),  # its prompt is too long
+    ):
+        assert (await complete(server, secret, prompt=[70] * prompt)).status_code == status
+    server.http.headers.update(bearer("once"))
+    samples = await scrape(server)
+    assert samples["vllm:admission_rejections_total[rate_limit_exceeded]"] == 2
