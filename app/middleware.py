@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Collection
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -65,16 +66,17 @@ def sees(scope: Scope) -> str | None:
 class ApiKeys:
     """Refuses requests without a key that may make them, before anything of them is read."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, origins: Collection[str]) -> None:
         self._app = app
         self._keys = keys
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _OPEN:
             await self._app(scope, receive, send)
             return
         key = self._keys.find(_secret(scope))
-        if (error := self._fault(scope["path"], key)) is not None:
+        if (error := self._fault(scope, key)) is not None:
             await error.response(scope)(scope, receive, send)
         elif key is None:
             await self._app(scope, receive, send)
@@ -82,8 +84,8 @@ class ApiKeys:
             scope["state"].update(key=key, tenant=key.name)
             await self._within_quota(key.quota, scope, receive, send)
 
-    def _fault(self, path: str, key: Key | None) -> ApiError | None:
-        is_guarded = self._keys.guards_admin and path.startswith(ADMIN_PATHS)
+    def _fault(self, scope: Scope, key: Key | None) -> ApiError | None:
+        is_guarded = self._keys.guards_admin and scope["path"].startswith(ADMIN_PATHS)
         if key is None and (is_guarded or self._keys.required):
             return ApiError(
                 "invalid or missing API key; send it as Authorization: Bearer KEY",
@@ -93,7 +95,20 @@ class ApiKeys:
             )
         if key is not None and is_guarded and not key.rights.admin:
             return ApiError("this key is not an admin's", status=403, code="admin_only")
+        if key is None and self._is_foreign(Headers(scope=scope)):
+            return ApiError(
+                "without API keys, pages of other origins may call only if cors_origins names them",
+                status=403,
+                code="origin_not_allowed",
+            )
         return None
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether a page sent it that we know nothing of: browsers say whose page it is."""
+        origin = headers.get("origin")
+        if origin is None or origin in self._origins or "*" in self._origins:
+            return False
+        return origin.partition("://")[2] != headers.get("host")
 
     async def _within_quota(self, quota: Quota, scope: Scope, receive: Receive, send: Send) -> None:
         """What makes work is counted, and is told what is left."""

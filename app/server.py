@@ -74,7 +74,8 @@ def create_app(served: Served | Service, keys: KeyRing | None = None) -> FastAPI
                 expose_headers=("*",),
             )
         )
-    middleware.append(Middleware(ApiKeys, keys=keys or KeyRing(served.settings)))
+    keys = keys or KeyRing(served.settings)
+    middleware.append(Middleware(ApiKeys, keys=keys, origins=served.settings.cors_origins))
     middleware.append(Middleware(Draining, served=served))
     app = FastAPI(title="Slipstream", middleware=middleware, docs_url=None, redoc_url=None)
     install_error_handlers(app)

@@ -118,3 +118,33 @@ async def test_openapi_has_every_route_with_its_errors(server: Server) -> None:
             assert named == set(re.findall(r"{(\w+)}", path))
     described = {route.path.replace(":path", "") for route in ROUTES if route.described}
     assert described == set(paths)
+
+
+async def test_a_page_of_another_origin_is_refused_where_there_are_no_keys(
+    make_server: MakeServer,
+) -> None:
+    server = make_server(cors_origins=("https://app.example",))
+    for origin, status in (
+        ("http://test", 200),  # its own page
+        ("https://app.example", 200),
+        ("https://evil.example", 403),
+        ("http://test:8000", 403),
+        ("null", 403),
+    ):
+        answer = await server.http.post(
+            "/v1/completions",
+            content='{"prompt": "a"}',
+            headers={"origin": origin, "content-type": "text/plain"},  # a browser just sends it
+        )
+        assert answer.status_code == status, origin
+        if status == 403:
+            assert answer.json()["error"]["code"] == "origin_not_allowed"
+    assert len(server.engine.requests) == 2
+    assert (await server.post("/v1/completions", prompt="a")).status_code == 200
+    evil = {"origin": "https://evil.example"}
+    assert (await make_server().http.get("/metrics", headers=evil)).status_code == 403
+    everybody = make_server(cors_origins=("*",))
+    assert (await everybody.http.get("/v1/models", headers=evil)).status_code == 200
+    keyed = make_server(api_keys=("right",))
+    headers = evil | {"authorization": "Bearer right"}
+    assert (await keyed.http.get("/v1/models", headers=headers)).status_code == 200
