@@ -176,7 +176,10 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families, read now."""
-        stats = EngineStats() if self._engine is None else self._engine.stats
+        stats = EngineStats()
+        if self._engine is not None:
+            stats = self._engine.stats
+            self.capabilities = self._engine.capabilities  # a restarted engine's may differ
         yield from self._gauges(stats)
         yield from self._counters(stats)
         for histogram in self._histograms:

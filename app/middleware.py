@@ -85,7 +85,7 @@ class ApiKeys:
             await self._within_quota(key.quota, scope, receive, send)
 
     def _fault(self, scope: Scope, key: Key | None) -> ApiError | None:
-        is_guarded = self._keys.guards_admin and scope["path"].startswith(ADMIN_PATHS)
+        is_guarded = scope["path"].startswith(ADMIN_PATHS) and self._keys.guards_admin
         if key is None and (is_guarded or self._keys.required):
             return ApiError(
                 "invalid or missing API key; send it as Authorization: Bearer KEY",

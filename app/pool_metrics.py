@@ -37,7 +37,6 @@ class PoolMetrics(Collector):
         self.prompt_tokens = 0
         self.finished: Counter[str] = Counter()
         self._families = Families(model_name)
-        self._capabilities: PoolCapabilities | None = None
         self._engine: PoolEngine | None = None
         self._admission: Admission | None = None
         self._make_histograms(1 << 20)
@@ -60,7 +59,6 @@ class PoolMetrics(Collector):
     ) -> None:
         """From now on there is an engine to read gauges from."""
         self._engine, self._admission = engine, admission
-        self._capabilities = capabilities
         self._make_histograms(capabilities.max_model_len)
 
     def ended(self, lengths: Sequence[int], reason: str) -> None:
@@ -95,7 +93,7 @@ class PoolMetrics(Collector):
         )
         for histogram in self._histograms:
             yield histogram.family(families.labels)
-        if engine is not None and self._capabilities is not None:
-            phases, resumed = self._capabilities.phases, engine.resumed_streams
+        if engine is not None and (capabilities := engine.capabilities) is not None:
+            phases, resumed = capabilities.phases, engine.resumed_streams
             yield from engine_families(families, engine.stats, phases, engine.restarts, resumed)
-            yield info_family(families, self._capabilities)
+            yield info_family(families, capabilities)

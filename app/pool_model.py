@@ -39,6 +39,9 @@ class PoolEngine(Protocol):
     resumed_streams: int
 
     @property
+    def capabilities(self) -> PoolCapabilities | None: ...
+
+    @property
     def alive(self) -> bool: ...
 
     def counts(self) -> tuple[int, int]: ...
@@ -52,7 +55,6 @@ class PoolModel:
 
     settings: ServerSettings
     engine: PoolEngine
-    capabilities: PoolCapabilities
     name: str
     tokenizer: PoolTokenizer
     metrics: PoolMetrics
@@ -72,9 +74,13 @@ class PoolModel:
         admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
         metrics.serve(engine, admission, capabilities)
         tokenizer = PoolTokenizer.load(Path(capabilities.model))
-        return cls(
-            settings, engine, capabilities, metrics.model_name, tokenizer, metrics, admission
-        )
+        return cls(settings, engine, metrics.model_name, tokenizer, metrics, admission)
+
+    @property
+    def capabilities(self) -> PoolCapabilities:
+        """The engine's, or the last one's while it restarts."""
+        assert self.engine.capabilities is not None
+        return self.engine.capabilities
 
     @property
     def abilities(self) -> str:

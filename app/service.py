@@ -34,6 +34,9 @@ class Engine(Protocol):
     resumed_streams: int
 
     @property
+    def capabilities(self) -> Capabilities | None: ...
+
+    @property
     def alive(self) -> bool: ...
 
     def submit(self, request: Request) -> RequestStream: ...
@@ -45,7 +48,6 @@ class Service:
 
     settings: ServerSettings
     engine: Engine
-    capabilities: Capabilities
     model_name: str
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -92,7 +94,6 @@ class Service:
         return cls(
             settings=settings,
             engine=engine,
-            capabilities=capabilities,
             model_name=metrics.model_name,
             tokenizer=tokenizer,
             template=template,
@@ -105,6 +106,12 @@ class Service:
             grammars=GrammarCompiler(capabilities, settings.max_grammar_bytes),
             responses=ResponseStore(settings.response_store, settings.max_stored_responses),
         )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The engine's, or the last one's while it restarts."""
+        assert self.engine.capabilities is not None
+        return self.engine.capabilities
 
     @property
     def name(self) -> str:

@@ -74,9 +74,10 @@ class WaitingQueue:
         if tenant not in self._active:
             least = min((self._served[t] for t in self._active), default=0)
             self._served[tenant] = max(self._served.get(tenant, 0), least)
+            self._active[tenant] = 0
             if len(self._served) > len(self._active) + _MAX_IDLE_TENANTS:
                 self._forget_idle(least)
-        self._active[tenant] = self._active.get(tenant, 0) + 1
+        self._active[tenant] += 1
         self.push(sequence)
 
     def leave(self, sequence: Sequence) -> None:
@@ -122,5 +123,10 @@ class WaitingQueue:
         return sequence.request.tenant if self.is_fair else ""
 
     def _forget_idle(self, least: int) -> None:
-        """Drop counters that the next lift would overwrite anyway."""
-        self._served = {t: n for t, n in self._served.items() if t in self._active or n > least}
+        """Drop counters that the next lift would overwrite anyway, and more if that is not enough.
+
+        Half as many as may be are kept, so that it is seldom done: those of the largest debts.
+        """
+        idle = [(n, t) for t, n in self._served.items() if t not in self._active and n > least]
+        kept = {tenant for _, tenant in sorted(idle)[-_MAX_IDLE_TENANTS // 2 :]}
+        self._served = {t: n for t, n in self._served.items() if t in self._active or t in kept}

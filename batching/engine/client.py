@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from batching.core.types import FinishReason, Request, TokenEvent
-from batching.engine.messages import FromEngine, StepOutput, Submit
+from batching.engine.messages import FromEngine, Progress, StepOutput, Submit
 from batching.engine.open_request import OpenRequest
 from batching.engine.stream import EngineDeadError, EngineStartError, RequestStream
 from batching.engine.supervised import SupervisedClient
@@ -36,6 +36,17 @@ class EngineClient(SupervisedClient[OpenRequest, Capabilities]):
     ) -> None:
         super().__init__(settings, child_module)
         self._on_step = on_step
+
+    async def start(self, on_progress: Callable[[Progress], None] | None = None) -> Capabilities:
+        """Launch the child and wait until it serves. Raises `EngineStartError`.
+
+        Later engines get a KV pool of the same size, whatever memory is free then: what is open
+        must fit, and what the front end lets in.
+        """
+        capabilities = await super().start(on_progress)
+        blocks = max(2, capabilities.num_blocks)  # the least that the setting allows
+        self._settings = self._settings.model_copy(update={"num_blocks": blocks})
+        return capabilities
 
     def submit(self, request: Request) -> RequestStream:
         """Queue a request. Raises `EngineDeadError` if there is no engine, nor will be."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
@@ -41,13 +43,13 @@ class FlightRecorder:
         try:
             self._file.write(line)
             self._file.flush()  # it must be there after a crash
+            if self._first:
+                self._first = False
+                self._room = self._max_bytes // _PIECES
+                self._prune(self._max_bytes - len(line) - self._room)
+                return False
         except OSError as error:
             self._end(error)
-            return False
-        if self._first:
-            self._first = False
-            self._room = self._max_bytes // _PIECES
-            self._prune(self._max_bytes - len(line) - self._room)
             return False
         self._room -= len(line)
         if self._room > 0:
@@ -74,9 +76,13 @@ class FlightRecorder:
     def _prune(self, room: int) -> None:
         """Delete the oldest pieces until the rest, without the present one, fits in `room`."""
         for piece in ring(self._path)[1:]:
-            room -= piece.stat().st_size
-            if room < 0:
-                piece.unlink()
+            with suppress(FileNotFoundError):  # somebody deleted it meanwhile
+                status = piece.stat()
+                if not S_ISREG(status.st_mode):
+                    continue
+                room -= status.st_size
+                if room < 0:
+                    piece.unlink()
 
     def _end(self, error: OSError) -> None:
         logger.error("the event log ends here: %s", error)

@@ -72,11 +72,33 @@ class EngineProcess:
 
     async def start(self, timeout: float | None = None) -> Capabilities | PoolCapabilities:
         """Launch and wait until the child serves. Raises `EngineStartError`; nothing is left."""
+        try:
+            await self._launch()
+            self.send(Configure(self._settings.model_dump_json().encode()))
+            async with asyncio.timeout(timeout):
+                capabilities = await self._ready
+        except TimeoutError as error:
+            await self.kill()
+            raise EngineStartError(f"the engine did not start in {timeout:.0f} s") from error
+        except OSError as error:  # no memory, processes or descriptors: there may be some later
+            await self.kill()
+            raise EngineStartError(f"the engine cannot be launched: {error}") from error
+        except BaseException:
+            await self.kill()
+            raise
+        self._patience = _DEVICE_SILENCE_SECONDS.get(
+            capabilities.device, _ACCELERATOR_SILENCE_SECONDS
+        )
+        self._silence = 0.0
+        return capabilities
+
+    async def _launch(self) -> None:
+        """Start the child and connect to it. Raises `OSError`."""
         ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
         try:
             with theirs:
+                for end in (ours, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *("-m", self._module, str(theirs.fileno())),
@@ -87,20 +109,9 @@ class EngineProcess:
                 )
             loop = asyncio.get_running_loop()
             self._transport, _ = await loop.create_connection(lambda: _Link(self), sock=ours)
-            self.send(Configure(self._settings.model_dump_json().encode()))
-            async with asyncio.timeout(timeout):
-                capabilities = await self._ready
-        except TimeoutError as error:
-            await self.kill()
-            raise EngineStartError(f"the engine did not start in {timeout:.0f} s") from error
         except BaseException:
-            await self.kill()
+            ours.close()
             raise
-        self._patience = _DEVICE_SILENCE_SECONDS.get(
-            capabilities.device, _ACCELERATOR_SILENCE_SECONDS
-        )
-        self._silence = 0.0
-        return capabilities
 
     def send(self, message: ToEngine) -> None:
         """Send a message; if the child is gone it is dropped, and `watch` will tell."""

@@ -10,18 +10,21 @@ _LONGEST_DELAY = 30.0
 
 
 class RestartPolicy:
-    """Exponential back-off, and an end to it: at most `limit` restarts in `WINDOW_SECONDS`."""
+    """Exponential back-off, and an end to it: at most `limit` restarts in `WINDOW_SECONDS`.
+
+    Restarts whose cause is gone are not limited, but back off as well.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._times: deque[float] = deque()
+        self._times: deque[tuple[float, bool]] = deque()  # and whether it counts
 
-    def delay(self, now: float) -> float | None:
+    def delay(self, now: float, *, counts: bool = True) -> float | None:
         """Seconds to wait before the restart that is due `now`; None: no more restarts."""
-        while self._times and self._times[0] <= now - WINDOW_SECONDS:
+        while self._times and self._times[0][0] <= now - WINDOW_SECONDS:
             self._times.popleft()
-        if len(self._times) >= self._limit:
+        if counts and sum(counted for _, counted in self._times) >= self._limit:
             return None
-        self._times.append(now)
+        self._times.append((now, counts))
         recent = len(self._times) - 1
         return min(_FIRST_DELAY * 2 ** (recent - 1), _LONGEST_DELAY) if recent else 0.0

@@ -207,8 +207,8 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
         try:
             while self._process is not None:
                 reason = await self._process.watch()
-                self._bury(reason, self._process.killed)
-                await self._restart(reason)
+                explained = self._bury(reason, self._process.killed)
+                await self._restart(reason, explained)
         except EngineDeadError as error:
             logger.critical("%s", error)
             self._give_up(str(error))
@@ -216,8 +216,8 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
             logger.exception("the engine's supervisor failed")
             self._give_up(f"the engine's supervisor failed: {error}")
 
-    def _bury(self, reason: str, killed: bool) -> None:
-        """Take back what the dead engine had, and fail who killed it, if that is known."""
+    def _bury(self, reason: str, killed: bool) -> bool:
+        """Take back what the dead engine had, and fail its killer. Returns whether one is known."""
         logger.error("%s; %d requests are open", reason, len(self._open))
         self.failure = f"restarting: {reason}"
         sent = [request for request in self._open.values() if request.sent]
@@ -234,10 +234,15 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
             self.stats, running=0, waiting=len(self._open), blocks_used=0
         )
         self.stats = self._totals
+        return culprit is not None
 
-    async def _restart(self, reason: str) -> None:
-        """Start another engine. Raises `EngineDeadError` if that fails too often."""
-        while (delay := self._policy.delay(time.monotonic())) is not None:
+    async def _restart(self, reason: str, explained: bool) -> None:
+        """Start another engine. Raises `EngineDeadError` if that fails too often.
+
+        `explained`: who killed the last one is gone.
+        """
+        delay = self._policy.delay(time.monotonic(), counts=not explained)
+        while delay is not None:
             await asyncio.sleep(delay)
             self.restarts += 1
             logger.warning("starting the engine again (restart %d)", self.restarts)
@@ -248,6 +253,7 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
                 reason = str(error)
                 self.failure = f"restarting: {reason}"
                 logger.error("%s", reason)
+                delay = self._policy.delay(time.monotonic())
                 continue
             self.failure = None
             logger.info("the engine serves again; %d requests go to it", len(self._open))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -266,6 +267,14 @@ async def test_failures_of_the_engine(pools: PoolServer) -> None:
     pools.engine.failure = "gone"
     check_error(await pools.post(PATH, input="a"), 503, None)
     assert pools.models["embedder"].metrics.finished["error"] == 3
+
+
+async def test_what_a_restarted_engine_warns_of_is_told(pools: PoolServer) -> None:
+    caps = pools.engine.capabilities
+    pools.engine.capabilities = msgspec.structs.replace(caps, warnings=("no kernels",))
+    assert (await pools.http.get("/health")).json()["warnings"] == ["no kernels"]
+    text = (await pools.http.get("/metrics")).text
+    assert re.search(r'slipstream_engine_info\{.*degraded="true".*\} 1', text)
 
 
 async def test_the_model_is_picked_by_name_or_by_what_it_can(make_pools: MakePools) -> None:

@@ -7,6 +7,7 @@ import re
 import msgspec
 import pytest
 
+from app.keys import KeyRing
 from app.routes import ROUTES
 from batching.worker.protocol import Capabilities
 from tests.app.conftest import MakeServer, Server
@@ -35,6 +36,30 @@ async def test_what_an_engine_warned_of_is_told(
         assert health.get("warnings", []) == list(caps.warnings) and health["status"] == "ok"
         text = (await server.http.get("/metrics")).text
         assert re.search(rf'slipstream_engine_info\{{.*degraded="{degraded}".*\}} 1', text)
+
+
+async def test_what_a_restarted_engine_warns_of_is_told(
+    server: Server, capabilities: Capabilities
+) -> None:
+    server.engine.capabilities = msgspec.structs.replace(
+        capabilities, warnings=("no kernels",), num_blocks=77, phases={"weights": 12.5}
+    )
+    assert (await server.http.get("/health")).json()["warnings"] == ["no kernels"]
+    text = (await server.http.get("/metrics")).text
+    assert re.search(r'slipstream_engine_info\{.*degraded="true".*\} 1', text)
+    assert re.search(r'vllm:cache_config_info\{.*num_gpu_blocks="77".*\} 1', text)
+    assert re.search(r'phase="weights".*\} 12\.5', text)
+
+
+async def test_only_admin_paths_ask_whether_there_are_admins(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[KeyRing] = []
+    monkeypatch.setattr(KeyRing, "guards_admin", property(asked.append))
+    await server.http.get("/v1/models")
+    assert not asked
+    await server.http.get("/metrics")
+    assert len(asked) == 1
 
 
 async def test_an_engine_that_does_not_serve_is_not_healthy(server: Server) -> None:

@@ -131,3 +131,24 @@ def test_idle_tenants_do_not_pile_up() -> None:
         queue.queue.remove(passing)
         queue.end(passing)
     assert len(queue.queue._served) < 1100
+
+
+def test_idle_tenants_with_debts_do_not_pile_up_and_the_largest_are_remembered() -> None:
+    queue = Queue("fair")
+    queue.join("poor", "poor")
+    for n in range(5000):
+        passing = queue.join(f"p{n}", f"p{n}")
+        queue.queue.charge(passing, 1 + n)
+        queue.queue.remove(passing)
+        queue.end(passing)
+    assert len(queue.queue._served) < 1100
+    assert queue.queue.rank(queue.join("again", "p4999"))[0] == 5000
+
+
+def test_a_tenant_is_not_forgotten_as_it_joins() -> None:
+    queue = Queue("fair")
+    for n in range(3000):
+        passing = queue.join(f"p{n}", f"p{n}")
+        assert queue.queue.rank(passing)[0] == 0
+        queue.queue.remove(passing)
+        queue.end(passing)

@@ -2,16 +2,19 @@
 
 A request whose prompt begins with a fault's number brings it about whenever it is computed, as a
 bug in a kernel would; all others get the simulated worker's tokens, one every few milliseconds.
+The memory that is free is `free_blocks` of the model's config.json.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 
 from batching.core.types import StepPlan, StepResult
 from batching.engine import child
@@ -72,9 +75,10 @@ def fail(fault: Fault, step: int) -> None:
 
 
 def _build_worker(settings: EngineSettings, progress: Callable[[str, float], None]) -> Worker:
+    config = json.loads((Path(settings.model) / "config.json").read_text())
     capabilities = folder_capabilities(
         settings.model,
-        num_blocks=settings.num_blocks or child.SIMULATED_BLOCKS,
+        num_blocks=settings.num_blocks or config.get("free_blocks", child.SIMULATED_BLOCKS),
         block_size=settings.block_size,
         max_sequences=settings.max_sequences,
         max_step_tokens=settings.max_step_tokens,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -178,6 +182,15 @@ async def test_several_poisonous_requests_are_all_found(start: Start) -> None:
     await until_idle(engine)
 
 
+async def test_a_death_that_is_explained_does_not_count(start: Start) -> None:
+    engine = await start(restart_limit=1)
+    _, last = await collect(engine.submit(request("poison", [Fault.RAISE], 5)))
+    assert last.finish is FinishReason.ERROR
+    tokens, _ = await collect(engine.submit(request("next", [1], 5)))
+    assert len(tokens) == 5
+    assert engine.restarts == 2
+
+
 async def test_an_engine_that_keeps_dying_is_given_up(start: Start) -> None:
     engine = await start(restart_limit=1)
     stream = engine.submit(request("open", [1], 200))
@@ -208,6 +221,63 @@ async def test_a_restart_that_fails_is_tried_again(start: Start, settings: Engin
     assert 0 < len(tokens) < 60
     assert engine.alive
     assert engine.restarts >= 2
+
+
+async def test_a_launch_that_lacks_descriptors_is_tried_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+    launch, pair = asyncio.create_subprocess_exec, socket.socketpair
+
+    def noted_pair() -> tuple[socket.socket, socket.socket]:
+        pairs.append(pair())
+        return pairs[-1]
+
+    async def fails_once(*args: Any, **options: Any) -> asyncio.subprocess.Process:
+        if len(pairs) == 1:
+            raise OSError(errno.EMFILE, "too many open files")
+        return await launch(*args, **options)
+
+    monkeypatch.setattr(socket, "socketpair", noted_pair)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fails_once)
+    stream = engine.submit(request("open", [1], 60))
+    await anext(stream)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    _, last = await collect(stream)
+    assert last.finish is FinishReason.LENGTH
+    assert engine.restarts == 2
+    assert [end.fileno() for end in pairs[0]] == [-1, -1]
+
+
+async def test_no_descriptors_for_a_first_start_are_a_failed_start(
+    settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(socket, "socketpair", fails)
+    with pytest.raises(EngineStartError, match="too many open files"):
+        await EngineClient(settings).start()
+
+
+async def test_a_later_engine_has_as_many_blocks_whatever_is_free(
+    start: Start, settings: EngineSettings
+) -> None:
+    config = Path(settings.model) / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "free_blocks": 12}))
+    engine = await start(num_blocks=None)
+    stream = engine.submit(request("open", [1], 150))
+    await anext(stream)
+    config.write_text(json.dumps({**content, "free_blocks": 4}))
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    _, last = await collect(stream)
+    assert last.finish is FinishReason.LENGTH
+    assert engine.restarts == 1
+    assert engine.capabilities is not None and engine.capabilities.num_blocks == 12
 
 
 async def test_a_child_that_does_not_start_in_time_is_killed(settings: EngineSettings) -> None:

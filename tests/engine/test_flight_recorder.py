@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from batching.core.event_log import Planned, RecordingScheduler, replay, replayed
+from batching.engine import flight_recorder
 from batching.engine.flight_recorder import FlightRecorder, ring
 from tests.core.harness import Harness, limits, request
 
@@ -91,3 +92,45 @@ def test_a_piece_that_begins_in_the_middle_has_all_that_went_before(tmp_path: Pa
         assert not isinstance(line, Planned)
         assert scheduler.unfinished and scheduler.stats().steps > 0
     run.drain()
+
+
+def test_a_piece_that_somebody_deletes_meanwhile_is_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events"
+    for _ in range(3):
+        engine(FlightRecorder(path, 1 << 20), 3)
+
+    def ring_before(path: Path) -> list[Path]:
+        return [*ring(path), path.with_name("events.99")]
+
+    recorder = FlightRecorder(path, 8 << 10)
+    monkeypatch.setattr(flight_recorder, "ring", ring_before)
+    recorder.write(b"x" * (8 << 10))
+    assert [piece.name for piece in ring(path)] == ["events"]
+    assert recorder.write(b"y") is False
+    assert path.read_bytes().endswith(b"xy")
+
+
+def test_a_folder_named_like_a_piece_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    recorder = FlightRecorder(path, 1 << 10)
+    (tmp_path / "events.7").mkdir()
+    recorder.write(b"x" * (1 << 10))
+    recorder.write(b"y")
+    assert path.read_bytes().endswith(b"xy")
+    assert (tmp_path / "events.7").is_dir()
+
+
+def test_a_ring_that_cannot_be_listed_ends_the_recording_not_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = FlightRecorder(tmp_path / "events", 1 << 10)
+
+    def fails(path: Path) -> list[Path]:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(flight_recorder, "ring", fails)
+    assert recorder.write(b"x") is False
+    assert recorder.write(b"y") is False
+    assert (tmp_path / "events").read_bytes() == b"x"

@@ -114,3 +114,11 @@ def test_restarts_back_off_and_end() -> None:
     assert policy.delay(WINDOW_SECONDS - 1) is None
     assert policy.delay(WINDOW_SECONDS + 1) == 0.0
     assert RestartPolicy(limit=0).delay(0.0) is None
+
+
+def test_restarts_whose_cause_is_gone_back_off_without_end() -> None:
+    policy = RestartPolicy(limit=1)
+    assert [policy.delay(0.0, counts=False) for _ in range(3)] == [0.0, 0.25, 0.5]
+    assert policy.delay(0.0) == 1.0
+    assert policy.delay(0.0) is None
+    assert policy.delay(0.0, counts=False) == 2.0
