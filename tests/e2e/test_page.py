@@ -109,12 +109,12 @@ def test_a_chat_its_lane_and_its_waterfall_by_keyboard_alone(visit: Visit) -> No
     expect(said.locator("button")).to_be_focused()
 
     page.locator("#main").focus()
-    visit.tab_to(".lane")
-    assert re.match(
-        r"chatcmpl-\w+: ended, ", page.locator(".lane:focus").get_attribute("aria-label") or ""
-    )
+    visit.tab_to(".lane")  # the first may be another test's
     page.keyboard.press("Home")
     page.keyboard.press("End")
+    expect(page.locator(".lane:focus")).to_have_attribute(
+        "aria-label", re.compile(r"chatcmpl-\w+: ended, ")
+    )
     page.keyboard.press("Enter")
     check_waterfall(page)
     page.keyboard.press("Escape")
