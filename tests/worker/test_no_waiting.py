@@ -111,7 +111,7 @@ def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> TorchWorker:
     worker._capabilities, worker._device, worker._model = limits, META, packed
     worker._peers = None
     worker._slots = SlotTables(SEQUENCES, tiny_models.MAX_LEN, 4, META)
-    worker._sampler = SamplerState(tiny_models.VOCAB, META)
+    worker._sampler = SamplerState(tiny_models.VOCAB, META, worker._slots.before)
     worker._grammars = GrammarSlots(limits)
     return worker
 
