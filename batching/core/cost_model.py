@@ -14,8 +14,6 @@ import msgspec
 
 from batching.core.types import Coefficients, StepPlan
 
-__all__ = ["Coefficients", "CostModel", "CostState", "StepFeatures"]
-
 
 class StepFeatures(msgspec.Struct, frozen=True, array_like=True):
     """What a step's duration depends on. Sequences with one token in the step are no prefill."""

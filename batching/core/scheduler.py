@@ -242,8 +242,7 @@ class Scheduler:
         room = self.limits.max_step_tokens - len(draft.sequences)
         slack = math.inf
         if draft.sequences:
-            decode = self.cost_model.predict(draft.features())
-            slack = max(self.limits.inter_token_target, self.limits.stretch * decode) - decode
+            slack = self.limits.prefill_seconds(self.cost_model.predict(draft.features()))
         queue = deque(sorted(prefills, key=self._waiting.rank))
         first = True
         while room > 0:

@@ -22,7 +22,7 @@ import msgspec
 from batching.core import types
 from batching.core.admission import OutputForecast
 from batching.core.blocks import BlockPool
-from batching.core.cost_model import Coefficients, CostModel
+from batching.core.cost_model import CostModel
 from batching.core.draft import Draft
 from batching.core.policy import POLICIES, WaitingQueue
 from batching.core.residents import Residents
@@ -39,7 +39,7 @@ _CLASSES: dict[str, type] = {
 }  # fmt: skip
 _VALUES: dict[str, type] = {
     name: cls
-    for name, cls in (vars(types) | {"Coefficients": Coefficients}).items()
+    for name, cls in vars(types).items()
     if isinstance(cls, type) and issubclass(cls, msgspec.Struct | Enum)
 }
 _COLLECTIONS: dict[str, type] = {cls.__name__: cls for cls in (list, tuple, deque, set, frozenset)}

@@ -72,7 +72,7 @@ class Totals:
         return Outlook(
             cost=cost_model.coefficients,
             decode_seconds=decode,
-            prefill_seconds=max(limits.inter_token_target, limits.stretch * decode) - decode,
+            prefill_seconds=limits.prefill_seconds(decode),
             prefilling=self.prefilling,
             prefilled_tokens=self.prefilled,
             output_tokens=residents.expected_output(),

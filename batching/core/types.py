@@ -308,3 +308,7 @@ class Limits(msgspec.Struct, frozen=True):
     policy: str = "fcfs"  # fcfs, priority, deadline, fair
     prefix_caching: bool = True
     overlap: int = 0  # plans that may be uncommitted when the next is made: 0 or 1
+
+    def prefill_seconds(self, decode: float) -> float:
+        """What prefill may add to a step whose decodes take `decode` seconds."""
+        return max(self.inter_token_target, self.stretch * decode) - decode

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching.core.cost_model import Coefficients, CostModel, CostState, StepFeatures
-from batching.core.types import SequencePlan, StepPlan
+from batching.core.cost_model import CostModel, CostState, StepFeatures
+from batching.core.types import Coefficients, SequencePlan, StepPlan
 
 FAST = Coefficients(4e-3, 3e-6, 2e-5, 5e-9, 1e-11)
 SLOW = Coefficients(3e-2, 4e-4, 1e-3, 4e-7, 3e-8)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from batching.core.blocks import IntegrityError
-from batching.core.cost_model import Coefficients, CostModel, CostState, StepFeatures
+from batching.core.cost_model import CostModel, CostState, StepFeatures
 from batching.core.scheduler import Scheduler
 from batching.core.types import (
+    Coefficients,
     FinishReason,
     Limits,
     SequencePlan,
