@@ -13,7 +13,7 @@ from pathlib import Path
 
 from batching.core.event_log import Planned, Replayed, ReplayError, replayed
 from batching.core.timeline import Timelines
-from batching.engine.flight_recorder import ring
+from batching.engine.log_ring import ring
 from config.flags import OneLineParser
 
 

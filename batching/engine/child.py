@@ -21,7 +21,7 @@ from batching.core.scheduler import Scheduler
 from batching.core.types import Limits
 from batching.engine.channel import ChannelClosed, ChildChannel
 from batching.engine.child_warnings import noted_warnings
-from batching.engine.flight_recorder import FlightRecorder
+from batching.engine.log_ring import LogRing
 from batching.engine.loop import EngineLoop
 from batching.engine.messages import Configure, Failed, Progress, Ready, Submit
 from batching.worker.lifeline import end_with_parent
@@ -111,7 +111,7 @@ def _build_worker(settings: EngineSettings, progress: Callable[[str, float], Non
 def _build_scheduler(settings: EngineSettings, limits: Limits) -> Scheduler:
     if settings.event_log is None:
         return Scheduler(limits)
-    recorder = FlightRecorder(Path(settings.event_log), int(settings.event_log_mib * 2**20))
+    recorder = LogRing(Path(settings.event_log), int(settings.event_log_mib * 2**20))
     return RecordingScheduler(limits, write=recorder.write)
 
 

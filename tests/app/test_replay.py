@@ -8,7 +8,7 @@ import pytest
 
 from app.cli import main
 from batching.core.event_log import RecordingScheduler
-from batching.engine.flight_recorder import FlightRecorder, ring
+from batching.engine.log_ring import LogRing, ring
 from tests.core.harness import Harness, limits, request
 
 
@@ -16,7 +16,7 @@ from tests.core.harness import Harness, limits, request
 def log(tmp_path: Path) -> Path:
     """A ring of several pieces."""
     path = tmp_path / "events"
-    recorder = FlightRecorder(path, 64 << 10)
+    recorder = LogRing(path, 64 << 10)
     make = lambda limits: RecordingScheduler(limits, write=recorder.write)  # noqa: E731
     run = Harness(limits(), make=make)
     for n in range(150):

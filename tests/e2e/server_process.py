@@ -11,7 +11,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 START_SECONDS = 120.0
@@ -163,3 +164,15 @@ class FaultyServer(ServerProcess):
 
     cli = "tests.e2e.faulty_cli"
     engine = "tests.e2e.faulty_child"
+
+
+@contextmanager
+def running(
+    server: ServerProcess, end: Callable[[ServerProcess], object] = ServerProcess.stop
+) -> Iterator[None]:
+    """It is ready in the context, and ended behind it."""
+    try:
+        server.wait_ready()
+        yield
+    finally:
+        end(server)

@@ -16,7 +16,7 @@ import pytest
 from app.replay import main as replay
 from loadtest.chaos import Chaos
 from tests.e2e.mixed_load import answer, case
-from tests.e2e.server_process import FaultyServer, wait_until
+from tests.e2e.server_process import FaultyServer, ServerProcess, running, wait_until
 from tests.engine.faulty_child import Fault
 
 STREAMS = 64
@@ -32,11 +32,8 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
         *("--worker", "simulated", "--served-model-name", MODEL, "--restart-limit", "1000"),
         *("--max-queued-requests", "100", "--event-log", str(tmp_path / "events")),
     )
-    try:
-        process.wait_ready()
+    with running(process, ServerProcess.kill):
         yield process
-    finally:
-        process.kill()
 
 
 class Load:

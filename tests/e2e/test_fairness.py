@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 
 SLOTS = 4
 FLOOD = 40
@@ -23,11 +23,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         *("--dtype", "float32", "--api-keys", "greedy,modest", "--admin-key", "operator"),
         *("--max-sequences", str(SLOTS), "--max-model-len", "512"),
     )
-    try:
-        process.wait_ready()
+    with running(process):
         yield process
-    finally:
-        process.stop()
 
 
 class Race:

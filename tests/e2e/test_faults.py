@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.e2e.mixed_load import answer, case
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 
 STREAMS = 16
 RESTART_SECONDS = 180.0  # importing torch on a machine that is busy with other things
@@ -25,11 +25,8 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         tmp_path_factory.mktemp("server") / "log",
         *("--dtype", "float32", "--served-model-name", "tiny", "--max-model-len", "512"),
     )
-    try:
-        process.wait_ready()
+    with running(process):
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture

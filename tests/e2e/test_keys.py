@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.keys import digest_of
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 
 SECRET_TEXT = "the treasure is below the third palm"
 
@@ -57,11 +57,8 @@ def public(folder: Path) -> Iterator[ServerProcess]:
         *("--tls-cert", str(cert), "--tls-key", str(key)),
         *("--api-key-file", str(folder / "keys.yaml"), "--admin-key", "operator"),
     )
-    try:
-        process.wait_ready()
+    with running(process):
         yield process
-    finally:
-        process.stop()
 
 
 def post(server: ServerProcess, secret: str, prompt: str) -> httpx.Response:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 
 SECONDS = 40
 
@@ -23,11 +23,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         tmp_path_factory.mktemp("server") / "log",
         *("--served-model-name", "tiny", "--max-model-len", "128", "--max-queued-requests", "32"),
     )
-    try:
-        process.wait_ready()
+    with running(process):
         yield process
-    finally:
-        process.stop()
 
 
 def test_schemathesis_finds_no_fault(small: ServerProcess, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -178,11 +178,8 @@ def test_nothing_is_cut_off(visit: Visit, width: int, scheme: str) -> None:
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log: Path = tmp_path_factory.mktemp("server") / "log"
     process = ServerProcess(log, "--worker", "simulated", "--api-keys", "sesame,other")
-    try:
-        process.wait_ready()
+    with running(process):
         yield process
-    finally:
-        process.stop()
 
 
 def test_the_page_asks_for_the_key_and_shows_its_holders_requests(

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.bench.servers import tree
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 
 PROMPTS = ["Once upon a time", "The sum of 3 and 4 is", "A list of colours:"]
 
@@ -22,11 +22,8 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         *("--dtype", "float32", "--served-model-name", "slipstream-tiny"),
         *("--tensor-parallel", "2", "--max-model-len", "512"),
     )
-    try:
-        process.wait_ready()
+    with running(process):
         yield process
-    finally:
-        process.stop()
 
 
 def rank_of(server: ServerProcess) -> int:

@@ -20,7 +20,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from tests.app.pooling import CLS, SEP, ids, save_tokenizer
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 from tests.worker.tiny_poolers import build, save
 
 TOLERANCE = 1e-5
@@ -66,11 +66,8 @@ def server(
     also = [f"org/minilm={embedder()}", *(f"{name}={folder}" for name, (folder, _) in tiny.items())]
     log = tmp_path_factory.mktemp("server") / "log"
     process = ServerProcess(log, "--worker", "simulated", "--also", ",".join(also))
-    try:
-        process.wait_ready()
+    with running(process):
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 
 from loadtest.chaos import Chaos
 from tests.e2e.mixed_load import answer, case, stream_of
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 from tests.e2e.test_chaos import LIMITS, back_to, resources
 from tests.e2e.test_pooling import POOL_CHILD, embedder
 
@@ -44,11 +44,8 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
         *("--restart-limit", "1000", "--num-blocks", "1024", "--max-stored-responses", "64"),
         *("--event-log", str(tmp_path / "events"), "--event-log-mib", "8"),
     )
-    try:
-        process.wait_ready()
+    with running(process, ServerProcess.kill):
         yield process
-    finally:
-        process.kill()
 
 
 class Soak:

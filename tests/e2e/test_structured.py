@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import MODEL
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, running
 from tests.structured.corpus import corpus
 from tests.structured.prefix import is_prefix
 from tests.structured.validity import fault, unique
@@ -179,11 +179,8 @@ def test_contradictions_end_in_time(client: openai.OpenAI) -> None:
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("simulated") / "log"
     server = ServerProcess(log, "--worker", "simulated", "--served-model-name", MODEL)
-    try:
-        server.wait_ready()
+    with running(server):
         yield server
-    finally:
-        server.stop()
 
 
 def test_the_simulated_worker_keeps_to_it_too(simulated: ServerProcess) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from batching.core.event_log import Planned, RecordingScheduler, replay, replayed
-from batching.engine import flight_recorder
-from batching.engine.flight_recorder import FlightRecorder, ring
+from batching.engine import log_ring
+from batching.engine.log_ring import LogRing, ring
 from tests.core.harness import Harness, limits, request
 
 
-def engine(recorder: FlightRecorder, requests: int) -> Harness:
+def engine(recorder: LogRing, requests: int) -> Harness:
     """One engine's life, recorded."""
     run = Harness(
         limits(num_blocks=16),
@@ -32,7 +32,7 @@ def plans(pieces: list[Path]) -> list[object]:
 
 def test_the_ring_stays_within_its_size_and_each_piece_replays(tmp_path: Path) -> None:
     path, size = tmp_path / "events", 64 << 10
-    recorder = FlightRecorder(path, size)
+    recorder = LogRing(path, size)
     run = engine(recorder, 400)
     pieces = ring(path)
     assert len(pieces) >= 4
@@ -45,14 +45,14 @@ def test_the_ring_stays_within_its_size_and_each_piece_replays(tmp_path: Path) -
 
 def test_engines_that_die_leave_their_log_and_old_ones_go_first(tmp_path: Path) -> None:
     path = tmp_path / "events"
-    lives = [engine(FlightRecorder(path, 1 << 20), 3).plans for _ in range(4)]
+    lives = [engine(LogRing(path, 1 << 20), 3).plans for _ in range(4)]
     pieces = ring(path)
     assert [piece.name for piece in pieces] == ["events", "events.1", "events.2", "events.3"]
     assert [plans([piece]) for piece in pieces] == lives[::-1]
     for _ in range(120):
-        FlightRecorder(path, 1 << 20)
+        LogRing(path, 1 << 20)
     assert len(list(tmp_path.iterdir())) == 100
-    engine(FlightRecorder(path, 8 << 10), 3)
+    engine(LogRing(path, 8 << 10), 3)
     assert len(plans(ring(path))) == len(lives[0])
 
 
@@ -62,7 +62,7 @@ def test_files_that_only_look_alike_are_left_alone(tmp_path: Path) -> None:
     for name in others:
         (tmp_path / name).write_text("precious")
     for _ in range(3):
-        FlightRecorder(path, 1 << 10)
+        LogRing(path, 1 << 10)
     assert len(ring(path)) == 3
     assert [(tmp_path / name).read_text() for name in others] == ["precious"] * len(others)
 
@@ -70,12 +70,12 @@ def test_files_that_only_look_alike_are_left_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_written_ends_the_recording_not_the_engine(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine(FlightRecorder(Path("/dev/full/events"), 1 << 20), 5).drain()
+    engine(LogRing(Path("/dev/full/events"), 1 << 20), 5).drain()
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
 
 
 def test_a_full_disk_ends_the_recording_with_whole_lines(tmp_path: Path) -> None:
-    recorder = FlightRecorder(tmp_path / "events", 1 << 20)
+    recorder = LogRing(tmp_path / "events", 1 << 20)
     run = engine(recorder, 3)
     recorded = len(run.plans)
     recorder._file = Path("/dev/full").open("wb")  # noqa: SIM115  # every write fails
@@ -85,7 +85,7 @@ def test_a_full_disk_ends_the_recording_with_whole_lines(tmp_path: Path) -> None
 
 def test_a_piece_that_begins_in_the_middle_has_all_that_went_before(tmp_path: Path) -> None:
     path = tmp_path / "events"
-    run = engine(FlightRecorder(path, 64 << 10), 200)
+    run = engine(LogRing(path, 64 << 10), 200)
     for piece in ring(path)[:-1]:
         first, *_ = piece.read_bytes().splitlines(keepends=True)
         ((line, scheduler, _),) = replayed([first])
@@ -99,13 +99,13 @@ def test_a_piece_that_somebody_deletes_meanwhile_is_no_harm(
 ) -> None:
     path = tmp_path / "events"
     for _ in range(3):
-        engine(FlightRecorder(path, 1 << 20), 3)
+        engine(LogRing(path, 1 << 20), 3)
 
     def ring_before(path: Path) -> list[Path]:
         return [*ring(path), path.with_name("events.99")]
 
-    recorder = FlightRecorder(path, 8 << 10)
-    monkeypatch.setattr(flight_recorder, "ring", ring_before)
+    recorder = LogRing(path, 8 << 10)
+    monkeypatch.setattr(log_ring, "ring", ring_before)
     recorder.write(b"x" * (8 << 10))
     assert [piece.name for piece in ring(path)] == ["events"]
     assert recorder.write(b"y") is False
@@ -114,7 +114,7 @@ def test_a_piece_that_somebody_deletes_meanwhile_is_no_harm(
 
 def test_a_folder_named_like_a_piece_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "events"
-    recorder = FlightRecorder(path, 1 << 10)
+    recorder = LogRing(path, 1 << 10)
     (tmp_path / "events.7").mkdir()
     recorder.write(b"x" * (1 << 10))
     recorder.write(b"y")
@@ -125,12 +125,12 @@ def test_a_folder_named_like_a_piece_is_left_alone(tmp_path: Path) -> None:
 def test_a_ring_that_cannot_be_listed_ends_the_recording_not_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = FlightRecorder(tmp_path / "events", 1 << 10)
+    recorder = LogRing(tmp_path / "events", 1 << 10)
 
     def fails(path: Path) -> list[Path]:
         raise PermissionError(path)
 
-    monkeypatch.setattr(flight_recorder, "ring", fails)
+    monkeypatch.setattr(log_ring, "ring", fails)
     assert recorder.write(b"x") is False
     assert recorder.write(b"y") is False
     assert (tmp_path / "events").read_bytes() == b"x"

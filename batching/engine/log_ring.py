@@ -20,7 +20,7 @@ _PIECES = 8  # of a ring whose engines live long, and whose first lines are not 
 _MOST_PIECES = 99  # of one whose engines keep dying: file names have two digits
 
 
-class FlightRecorder:
+class LogRing:
     """Writes lines to the ring at `path`, of at most `max_bytes`.
 
     Each piece must be readable by itself: `write` says when one begins, and the line it is given
