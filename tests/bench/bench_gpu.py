@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -23,11 +22,10 @@ from typing import Any
 
 import msgspec
 
-from loadtest.client import Client
 from loadtest.workloads import Workload
 from tests.bench.machine import model_size
-from tests.bench.servers import NotInstalledError, Server, descriptions
-from tests.bench.workloads import Case, first_token, run_case, warm_up
+from tests.bench.servers import NotInstalledError
+from tests.bench.workloads import Case, run_case, warmed_up
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "bench"
@@ -68,26 +66,14 @@ def busy_share(said: str) -> float | None:
 
 async def measure(options: argparse.Namespace, name: str, model: str) -> dict[str, Any]:
     """Start one server, run one model's cases, stop it. Raises as `Server` does."""
-    prefix = dict(entry.split("=", 1) for entry in options.prefix).get(name, "")
-    log = options.out.with_name(f"{name}-{model}.log")
-    server = Server(descriptions()[name], model, options.models / model, prefix, log)
-    client = Client(server.url)
-    run: dict[str, Any] = {"server": name, "model": model, "cases": {}}
-    try:
-        await server.wait_healthy(client)
-        await first_token(client, model)
-        run["start_seconds"] = time.perf_counter() - server.began
-        cases = [case for case in CASES if case.model == model]
-        await warm_up(client, model, max(case.concurrency for case in cases))
+    cases = [case for case in CASES if case.model == model]
+    async with warmed_up(options, name, model, cases) as (_, client, run):
         for seed, case in enumerate(cases):
             with BusyShare() as busy:
                 figures = await run_case(client, case, seed)
             run["cases"][case.key] = figures | {"busy": busy.share}
             print(name, case.key, run["cases"][case.key], flush=True)
-    finally:
-        client.close()
-        server.stop()
-    return run
+        return run
 
 
 def table(result: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +28,8 @@ import msgspec
 from loadtest.client import Client
 from tests.bench.machine import model_size
 from tests.bench.report import markdown
-from tests.bench.servers import Description, NotInstalledError, Server, descriptions
-from tests.bench.workloads import CASES, Case, first_token, run_case, warm_up
+from tests.bench.servers import NotInstalledError, descriptions
+from tests.bench.workloads import CASES, Case, run_case, warmed_up
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".cache" / "bench"
@@ -135,32 +134,19 @@ async def _serve_and_measure(
     options: argparse.Namespace, name: str, model: str, cases: Sequence[Case]
 ) -> dict[str, Any]:
     """Start one server, run the cases of one model, stop it."""
-    description: Description = descriptions()[name]
-    prefix = dict(entry.split("=", 1) for entry in options.prefix).get(name, "")
-    log = options.out.with_name(f"{name}-{model}.log")
-    server = Server(description, model, options.models / model, prefix, log)
-    client = Client(server.url)
-    run: dict[str, Any] = {"server": name, "model": model, "cases": {}}
-    try:
-        await server.wait_healthy(client)
-        await first_token(client, model)
-        run["start_seconds"] = time.perf_counter() - server.began
-        print(f"{name}, {model}: first token after {run['start_seconds']:.1f} s", flush=True)
-        await warm_up(client, model, max(case.concurrency for case in cases))
+    longest = descriptions()[name].request_tokens
+    async with warmed_up(options, name, model, cases) as (server, client, run):
         await asyncio.sleep(options.settle)
         run["peak_gb"] = server.peak_bytes() / 1e9
         for seed, case in enumerate(cases):
-            if case.request_tokens > description.request_tokens:
+            if case.request_tokens > longest:
                 run["cases"][case.key] = {"skipped": "its requests are shorter"}
                 continue
             figures = await _measured(client, case, seed)
             run["cases"][case.key] = figures
             print(f"  {case.key}: {_line(figures)}", flush=True)
             run["peak_gb"] = server.peak_bytes() / 1e9
-    finally:
-        client.close()
-        server.stop()
-    return run
+        return run
 
 
 async def _measured(client: Client, case: Case, seed: int) -> dict[str, Any]:

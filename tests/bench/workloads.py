@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
@@ -18,6 +19,7 @@ from loadtest.events import Outcome
 from loadtest.measure import client_warnings, summarize
 from loadtest.run import closed_loop
 from loadtest.workloads import COMPLETIONS, Workload, completion_body
+from tests.bench.servers import Server, descriptions
 
 # Of every 20 ms the disturbing process computes 10, always on the same core.
 _HALF_BUSY = """
@@ -92,6 +94,31 @@ async def warm_up(client: Client, model: str, concurrency: int) -> None:
     prompts = Workload(64, 16).generate(2 * concurrency, seed=999)
     messages = [_message(client, model, *pair) for pair in prompts]
     await closed_loop(client.stream, messages, concurrency)
+
+
+@asynccontextmanager
+async def warmed_up(
+    options: argparse.Namespace, name: str, model: str, cases: Sequence[Case]
+) -> AsyncIterator[tuple[Server, Client, dict[str, Any]]]:
+    """A server of servers.yaml that is ready for `cases`, a client to it, and a run to fill.
+
+    `options` have models, prefix and out. Raises as `Server` does.
+    """
+    prefix = dict(entry.split("=", 1) for entry in options.prefix).get(name, "")
+    log = options.out.with_name(f"{name}-{model}.log")
+    server = Server(descriptions()[name], model, options.models / model, prefix, log)
+    client = Client(server.url)
+    run: dict[str, Any] = {"server": name, "model": model, "cases": {}}
+    try:
+        await server.wait_healthy(client)
+        await first_token(client, model)
+        run["start_seconds"] = time.perf_counter() - server.began
+        print(f"{name}, {model}: first token after {run['start_seconds']:.1f} s", flush=True)
+        await warm_up(client, model, max(case.concurrency for case in cases))
+        yield server, client, run
+    finally:
+        client.close()
+        server.stop()
 
 
 async def run_case(client: Client, case: Case, seed: int) -> dict[str, Any]:
