@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,6 +86,14 @@ class Case:
             counts=[end - first for _, first, end in ranges],
             contexts=contexts,
         )
+
+    def one_by_one(self, backend: AttentionBackend) -> Iterator[torch.Tensor]:
+        """As `run`, with each sequence in steps of its own: what came before, then its queries."""
+        pages = self.pages(backend)
+        for s, (context, queries) in enumerate(self.sequences):
+            if context > queries:
+                self.step(backend, pages, [(s, 0, context - queries)])
+            yield self.step(backend, pages, [(s, context - queries, context)])[0]
 
     def run(self, backend: AttentionBackend) -> list[torch.Tensor]:
         """Outputs of the queried tokens; whatever precedes them is written in an earlier step."""

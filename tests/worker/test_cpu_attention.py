@@ -122,12 +122,8 @@ def test_bits_do_not_depend_on_the_batch(
         spec_of(6, 2, 64, window=window), [(1300, 1), (700, 80), (3, 3), *RAGGED], block_size, dtype
     )
     together = case.run(backend)
-    pages = case.pages(backend)
-    for s, (context, queries) in enumerate(case.sequences):
-        if context > queries:
-            case.step(backend, pages, [(s, 0, context - queries)])
-        alone = case.step(backend, pages, [(s, context - queries, context)])
-        assert torch.equal(alone[0], together[s])
+    for alone, crowd in zip(case.one_by_one(backend), together, strict=True):
+        assert torch.equal(alone, crowd)
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
