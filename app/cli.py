@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return plan(rest)
         case "key":
-            from app.new_key import main as key
+            from app.access.new_key import main as key
 
             return key(rest)
         case "replay":
@@ -92,8 +92,8 @@ def _serve(arguments: Sequence[str]) -> int:
             pools = _pools(engine, server)
     except (SettingsError, ModelSourceError) as error:
         return _complain("slipstream serve", str(error))
-    from app.log_format import configure_logging
     from app.server import serve
+    from app.telemetry.log_format import configure_logging
 
     configure_logging(server.log_level, server.log_format)
     return serve(engine, server, pools)

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Mapping
 
 from app.flights.recorder import FlightRecorder
-from app.metrics import Metrics
-from app.pool_metrics import PoolMetrics
-from app.pool_model import PoolModel
+from app.pooling.metrics import PoolMetrics
+from app.pooling.model import PoolModel
 from app.served import Served
 from app.service import Service
 from app.startup_log import progress_log
+from app.telemetry.metrics import Metrics
 from batching.engine.client import EngineClient
 from batching.engine.messages import StepOutput
 from batching.engine.pool_client import PoolClient

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import ApiError
+from app.http.errors import ApiError
 from app.served import Served
 
 HEALTH_PATHS = ("/health", "/ping", "/ready")

@@ -11,12 +11,12 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.keys import Key, KeyRing
+from app.access.quota import Quota
 from app.anthropic.errors import PREFIX
-from app.errors import ApiError
 from app.health import ADMIN_PATHS, OPEN_PATHS
-from app.keys import Key, KeyRing
+from app.http.errors import ApiError
 from app.page import FILES as PAGE_FILES
-from app.quota import Quota
 from app.served import Served
 
 _OPEN = OPEN_PATHS | PAGE_FILES.keys()

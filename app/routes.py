@@ -11,25 +11,16 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import (
-    chat,
-    classify,
-    completions,
-    embeddings,
-    exposition,
-    health,
-    models,
-    page,
-    scoring,
-    tokenization,
-)
+from app import health, page
 from app.anthropic import endpoints as anthropic
 from app.anthropic.errors import ERROR_SCHEMA as ANTHROPIC_ERROR_SCHEMA
 from app.anthropic.message import Message
-from app.errors import ERROR_SCHEMA
 from app.flights import endpoints as flights
 from app.flights import live
 from app.flights.waterfall import Waterfall
+from app.http.errors import ERROR_SCHEMA
+from app.openai import chat, completions, models, tokenization
+from app.pooling import classify, embeddings, scoring
 from app.responses import endpoints as responses
 from app.responses.objects import ResponseObject
 from app.schemas.chat import ChatRequest
@@ -39,6 +30,7 @@ from app.schemas.pooling import ClassifyRequest, EmbeddingRequest, RerankRequest
 from app.schemas.responses import ResponsesRequest
 from app.schemas.tokenization import DetokenizeRequest, TokenizeRequest
 from app.served import Served
+from app.telemetry import exposition
 
 # Takes the generating `Service`, or with `whole` all that is `Served`.
 Handler = Callable[[Any, Request], Awaitable[Response]]

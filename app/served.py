@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
-from app.accounts import Account, Listener, log_account
-from app.errors import ApiError, no_such_model
-from app.pool_model import PoolModel
-from app.quota import EXCEEDED
+from app.access.quota import EXCEEDED
+from app.http.errors import ApiError, no_such_model
+from app.pooling.model import PoolModel
 from app.service import Service
+from app.telemetry.accounts import Account, Listener, log_account
 from batching.worker.pool_protocol import PoolTask
 from config.settings import ServerSettings
 

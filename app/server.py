@@ -18,11 +18,13 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from app.accounts import Accounts
+from app.access.keys import KeyFileError, KeyRing
 from app.engines import Engines
-from app.errors import install_error_handlers
-from app.http_protocol import HttpProtocol
-from app.keys import KeyFileError, KeyRing
+from app.http.errors import install_error_handlers
+from app.http.protocol import HttpProtocol
+from app.http.tls import TlsError, tls_options
+from app.inputs.template import renderer
+from app.inputs.tokenizer import TokenizerError
 from app.middleware import ApiKeys, Draining, RequestId
 from app.responses.store import ResponseStoreError
 from app.routes import add_routes
@@ -30,14 +32,12 @@ from app.served import Served
 from app.service import Service
 from app.shutdown import Signals, drain
 from app.startup_log import log_ready
-from app.template import renderer
-from app.tls import TlsError, tls_options
-from app.tokenizer import TokenizerError
+from app.telemetry.accounts import Accounts
 from batching.engine.client import EngineStartError
 from config.settings import EngineSettings, ServerSettings
 
 if TYPE_CHECKING:
-    from app.tracing import Tracing
+    from app.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def load_tracing(endpoint: str) -> Tracing | None:
     if not endpoint:
         return None
     try:
-        from app.tracing import Tracing
+        from app.telemetry.tracing import Tracing
     except ImportError as error:
         message = f"otlp_endpoint needs pip install 'slipstream[otel]' ({error})"
         raise MissingExtraError(message) from error

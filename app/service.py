@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from app.admission import Admission
-from app.backlog import Backlog
-from app.errors import ApiError, no_such_model
+from app.access.admission import Admission
+from app.access.backlog import Backlog
 from app.flights.recorder import FlightRecorder
-from app.metrics import Metrics
+from app.http.errors import ApiError, no_such_model
+from app.inputs.sampling import SamplingDefaults
+from app.inputs.template import ChatTemplate, load_chat_template
+from app.inputs.tokenizer import Tokenizer, TokenizerError
 from app.responses.store import ResponseStore
-from app.sampling import SamplingDefaults
 from app.structured.compiler import GrammarCompiler
-from app.template import ChatTemplate, load_chat_template
-from app.tokenizer import Tokenizer, TokenizerError
+from app.telemetry.metrics import Metrics
 from app.turns.style import TurnStyle
 from batching.core.types import EngineStats, Request
 from batching.engine.client import RequestStream

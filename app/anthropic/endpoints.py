@@ -12,19 +12,19 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.answer import answer
 from app.anthropic.errors import error_body
 from app.anthropic.message import Content, Event, Message, MessageUsage
 from app.anthropic.request import chat_request, own_name
-from app.body import parse_request, read_body
-from app.chat_turn import ChatTurn
-from app.choice import Delta
-from app.errors import ApiError, renamed
-from app.generation import Generation
-from app.prompts import prepare
+from app.http.body import parse_request, read_body
+from app.http.errors import ApiError, renamed
+from app.http.sse import StreamEnd, event_bytes
+from app.inputs.chat_turn import ChatTurn
+from app.inputs.prompts import prepare
+from app.outputs.answer import answer
+from app.outputs.choice import Delta
+from app.outputs.generation import Generation
 from app.schemas.messages import REFUSED, CountTokensRequest, MessagesRequest
 from app.service import Service
-from app.sse import StreamEnd, event_bytes
 from app.structured.request import RequestedGrammar
 
 Fields = TypeVar("Fields", bound=CountTokensRequest)

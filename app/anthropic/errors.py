@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from app.errors import ApiError
+    from app.http.errors import ApiError
 
 PREFIX = "/v1/messages"  # of all routes with this shape
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from app.body import convert
-from app.errors import ApiError, renamed
+from app.http.body import convert
+from app.http.errors import ApiError, renamed
 from app.schemas.chat import ChatRequest
 from app.schemas.messages import (
     AnthropicMessage,

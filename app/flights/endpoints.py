@@ -8,12 +8,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import ApiError
 from app.flights.recorder import KEPT_LANES
 from app.flights.verdict import tell
 from app.flights.waterfall import View, Waterfall
+from app.http.errors import ApiError
+from app.http.query import limit_of, parameters
 from app.middleware import sees
-from app.query import limit_of, parameters
 from app.service import Service
 
 _PAGE, _MAX_PAGE = 50, 1000

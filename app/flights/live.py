@@ -12,15 +12,15 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import ApiError
 from app.flights.record import Flight, Lane
 from app.flights.recorder import FlightRecorder, may_see
 from app.flights.waterfall import state_of
+from app.http.errors import ApiError
+from app.http.query import parameters
+from app.http.sse import EventStream, StreamEnd, event_bytes
 from app.middleware import sees
-from app.query import parameters
 from app.served import Served
 from app.service import Service
-from app.sse import EventStream, StreamEnd, event_bytes
 from batching.core.types import EngineStats
 
 PERIOD_SECONDS = 0.25  # frequent enough for eyes; a frame takes about a millisecond to make

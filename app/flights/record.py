@@ -9,7 +9,7 @@ from __future__ import annotations
 from operator import sub
 from typing import NamedTuple
 
-from app.usage import Usage
+from app.outputs.usage import Usage
 from batching.core.types import Lack, StepSummary
 
 # A prompt of 128k tokens has some 250 chunks; of the later ones it is enough to know their sum.

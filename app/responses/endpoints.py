@@ -9,12 +9,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.answer import answer
-from app.body import parse_object, parse_request, read_body
-from app.errors import ApiError
+from app.http.body import parse_object, parse_request, read_body
+from app.http.errors import ApiError
+from app.http.query import bad_parameter, limit_of, parameters
+from app.inputs.prompts import prepare
 from app.middleware import tenant_of
-from app.prompts import prepare
-from app.query import bad_parameter, limit_of, parameters
+from app.outputs.answer import answer
 from app.responses.handler import ResponsesHandler
 from app.responses.items import Item, input_items
 from app.responses.request import check

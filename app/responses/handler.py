@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 
-from app.chat_turn import ChatTurn
-from app.choice import Delta
-from app.errors import ApiError, renamed
-from app.generation import Generation
-from app.logprobs import ChatToken, chat_logprobs
+from app.http.errors import ApiError, renamed
+from app.http.sse import StreamEnd, event_bytes
+from app.inputs.chat_turn import ChatTurn
+from app.outputs.choice import Delta
+from app.outputs.generation import Generation
+from app.outputs.logprobs import ChatToken, chat_logprobs
+from app.outputs.usage import usage_of
 from app.responses.items import Item, new_id
 from app.responses.objects import IncompleteDetails, ResponseError, ResponseUsage
 from app.responses.output import Event, Output
@@ -22,10 +24,8 @@ from app.responses.request import chat_request, new_response, own_name
 from app.responses.store import ResponseStore, Stored
 from app.schemas.responses import ResponsesRequest
 from app.service import Service
-from app.sse import StreamEnd, event_bytes
 from app.structured.request import RequestedGrammar
 from app.turns.parts import Text
-from app.usage import usage_of
 
 
 class ResponsesHandler:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
-from app.errors import ApiError
+from app.http.errors import ApiError
 
 Item = dict[str, Any]
 

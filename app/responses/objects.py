@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from app.logprobs import ChatToken
+from app.outputs.logprobs import ChatToken
+from app.outputs.usage import Usage
 from app.schemas.responses import FunctionTool, ReasoningConfig
-from app.usage import Usage
 
 
 class OutputText(msgspec.Struct):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from app.logprobs import ChatToken
+from app.outputs.logprobs import ChatToken
 from app.responses.items import new_id
 from app.responses.objects import (
     FunctionCall,

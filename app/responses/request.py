@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from app.body import convert
-from app.errors import ApiError, renamed
+from app.http.body import convert
+from app.http.errors import ApiError, renamed
 from app.responses.items import Item, messages_of
 from app.responses.objects import ResponseObject, TextSettings
 from app.schemas.chat import ChatRequest

@@ -10,7 +10,7 @@ from app.schemas.common import INERT_COMMON, REFUSED_COMMON, GenerationFields, N
 
 
 class ChatRequest(GenerationFields, frozen=True, kw_only=True):
-    messages: Annotated[list[Any], Meta(min_length=1)]  # checked by `app.messages`
+    messages: Annotated[list[Any], Meta(min_length=1)]  # checked by `app.inputs.messages`
     max_completion_tokens: Natural | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None

@@ -52,7 +52,7 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
 class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """What every endpoint that generates understands, in the same words.
 
-    Null and absent are the same (`app.body` drops nulls).
+    Null and absent are the same (`app.http.body` drops nulls).
     """
 
     model: str | None = None

@@ -10,7 +10,7 @@ from app.schemas.common import INERT_COMMON, REFUSED_COMMON, GenerationFields
 
 
 class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
-    prompt: str | list[Any]  # text, texts, token ids or lists of them: `app.prompts` tells which
+    prompt: str | list[Any]  # text, texts, ids or lists of ids: `app.inputs.prompts` tells which
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
     echo: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None

@@ -10,11 +10,11 @@ from msgspec import Meta
 from app.schemas.common import Natural
 
 Truncation = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
-Texts = str | list[Any]  # checked by `app.pool_inputs`
+Texts = str | list[Any]  # checked by `app.pooling.inputs`
 
 
 class PoolFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What all of them understand. Null and absent are the same (`app.body` drops nulls)."""
+    """What all of them understand. Null and absent are the same (`app.http.body` drops nulls)."""
 
     model: str | None = None
     truncate_prompt_tokens: Truncation | None = None  # -1: what the model takes

@@ -16,7 +16,7 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     add_special_tokens: bool | None = None  # default: for a prompt true, for messages false
     return_token_strs: bool = False
 
-    messages: Annotated[list[Any], Meta(min_length=1)] | None = None  # checked by `app.messages`
+    messages: Annotated[list[Any], Meta(min_length=1)] | None = None  # by `app.inputs.messages`
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = True

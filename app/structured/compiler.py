@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-from app.errors import ApiError
+from app.http.errors import ApiError
 from batching.core.types import Grammar
 from batching.worker.grammar import Grammars
 from batching.worker.protocol import Capabilities

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from app.errors import ApiError
+from app.http.errors import ApiError
 from app.schemas.common import GenerationFields, StructuredOutputs
 from app.structured.expressions import translate
 from app.structured.schema import has_free_keys, prepare_schema

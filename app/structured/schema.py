@@ -18,7 +18,7 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, unquote
 
-from app.errors import ApiError
+from app.http.errors import ApiError
 from app.structured import formats
 from app.structured.expressions import translate
 from app.structured.rewrites import (

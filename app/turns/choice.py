@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from app.choice import Choice, Delta
-from app.tokenizer import MarkedDecoder, Tokenizer
+from app.inputs.tokenizer import MarkedDecoder, Tokenizer
+from app.outputs.choice import Choice, Delta
 from app.turns.parser import TurnParser
 from app.turns.parts import CallBegin, Part, Reasoning, merged
 from batching.core.types import TokenEvent

@@ -11,10 +11,10 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from app.inputs.tokenizer import Tokenizer
+from app.inputs.tools import Tool, ToolUse
 from app.structured.request import RequestedGrammar
 from app.structured.schema import has_free_keys, prepare_schema
-from app.tokenizer import Tokenizer
-from app.tools import Tool, ToolUse
 from app.turns.formats import HERMES, CallFormat
 from app.turns.style import TurnStyle
 from batching.core.types import Grammar

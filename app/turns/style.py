@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from app.template import ChatTemplate, read_json
-from app.tokenizer import Tokenizer
-from app.tools import ToolUse
+from app.inputs.template import ChatTemplate, read_json
+from app.inputs.tokenizer import Tokenizer
+from app.inputs.tools import ToolUse
 from app.turns import response_template
 from app.turns.formats import HERMES, CallFormat, Think, call_format, think_markers
 from app.turns.parser import MarkerParser, TurnParser

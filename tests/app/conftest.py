@@ -15,12 +15,12 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from app.access.keys import KeyRing
 from app.flights.recorder import FlightRecorder
-from app.http_protocol import HttpProtocol
-from app.keys import KeyRing
-from app.metrics import Metrics
+from app.http.protocol import HttpProtocol
 from app.server import create_app
 from app.service import Service
+from app.telemetry.metrics import Metrics
 from batching.engine.messages import StepOutput
 from batching.worker.protocol import Capabilities
 from config.settings import ServerSettings

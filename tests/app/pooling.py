@@ -12,8 +12,8 @@ import httpx
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from app.pool_metrics import PoolMetrics
-from app.pool_model import PoolModel
+from app.pooling.metrics import PoolMetrics
+from app.pooling.model import PoolModel
 from app.served import Served
 from app.server import create_app
 from app.service import Service

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from app.accounts import Account
 from app.flights.record import Lane, Load
-from app.log_format import Facts, JsonFormatter
+from app.outputs.usage import PromptTokensDetails, Usage
 from app.served import Served
 from app.server import create_app
-from app.timings import Phases, Timings, timings_of
-from app.usage import PromptTokensDetails, Usage
+from app.telemetry.accounts import Account
+from app.telemetry.log_format import Facts, JsonFormatter
+from app.telemetry.timings import Phases, Timings, timings_of
 from tests.app.conftest import Live, Server
 from tests.app.pooling import MakePools, make_pools, pool_folder
 from tests.app.test_disconnect import send, until
@@ -28,7 +28,7 @@ CHAT = {"messages": [{"role": "user", "content": "a secret"}], "max_tokens": 4}
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "app.accounts")
+    caplog.set_level(logging.INFO, "app.telemetry.accounts")
     return caplog
 
 

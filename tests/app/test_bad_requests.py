@@ -74,7 +74,7 @@ async def test_a_large_body_is_not_searched_for_them(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[bytes] = []
-    monkeypatch.setattr("app.body._not_finite", searched.append)
+    monkeypatch.setattr("app.http.body._not_finite", searched.append)
     body = b'{"prompt": "%b", "temperature": 1e999}' % (b"a" * 65536)
     check_error(await server.http.post(COMPLETIONS, content=body), 400, None)
     assert searched == []

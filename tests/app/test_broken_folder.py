@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from app.flights.recorder import FlightRecorder
-from app.metrics import Metrics
+from app.inputs.tokenizer import TokenizerError
 from app.service import Service
-from app.tokenizer import TokenizerError
+from app.telemetry.metrics import Metrics
 from batching.worker.protocol import Capabilities
 from config.settings import ServerSettings
 from tests.app.fake_engine import FakeEngine

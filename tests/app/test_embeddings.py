@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai._legacy_response import LegacyAPIResponse
 
-from app.pool_inputs import MAX_INPUTS
+from app.pooling.inputs import MAX_INPUTS
 from app.schemas import pooling
 from tests.app.conftest import Live, MakeServer, Server
 from tests.app.pooling import (

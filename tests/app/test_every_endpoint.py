@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import ERROR_SCHEMA
+from app.http.errors import ERROR_SCHEMA
 from app.routes import ROUTES, Route
 from tests.app.conftest import MakeServer, Server
 from tests.app.test_bad_requests import BODIES, check_error

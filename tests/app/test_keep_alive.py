@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from app import sse
+from app.http import sse
 from tests.app.conftest import MODEL, Live, Server
 from tests.app.test_disconnect import send, until
 

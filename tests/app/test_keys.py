@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from app import cli
-from app.keys import KeyFileError, digest_of, read_keys
-from app.quota import Bucket, Quota
+from app.access.keys import KeyFileError, digest_of, read_keys
+from app.access.quota import Bucket, Quota
 from app.server import with_policy
 from config.settings import EngineSettings, ServerSettings
 from tests.app.conftest import MakeServer, Server

@@ -11,8 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.histogram import INTER_TOKEN_EDGES, REQUEST_EDGES, TTFT_EDGES, Histogram, length_edges
-from app.metrics import Metrics, exported_names
+from app.telemetry.histogram import (
+    INTER_TOKEN_EDGES,
+    REQUEST_EDGES,
+    TTFT_EDGES,
+    Histogram,
+    length_edges,
+)
+from app.telemetry.metrics import Metrics, exported_names
 from batching.core.types import (
     EngineStats,
     Request,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.pool_inputs import MAX_INPUTS
+from app.pooling.inputs import MAX_INPUTS
 from tests.app.pooling import (
     CLASSIFIER,
     CLS,

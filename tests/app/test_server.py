@@ -7,7 +7,7 @@ import re
 import msgspec
 import pytest
 
-from app.keys import KeyRing
+from app.access.keys import KeyRing
 from app.routes import ROUTES
 from batching.worker.protocol import Capabilities
 from tests.app.conftest import MakeServer, Server

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.template import ChatTemplate, TemplateRenderError, load_chat_template
+from app.inputs.template import ChatTemplate, TemplateRenderError, load_chat_template
 
 CHATML = (
     "{%- if tools %}<tools>{% for t in tools %}{{ t | tojson }}\n{% endfor %}</tools>{% endif %}\n"
@@ -74,7 +74,7 @@ def test_equals_transformers(
 def test_prompt_ids_equal_transformers(model_folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    from app.tokenizer import Tokenizer
+    from app.inputs.tokenizer import Tokenizer
 
     reference = AutoTokenizer.from_pretrained(model_folder)
     template = load_chat_template(model_folder)
@@ -123,7 +123,7 @@ def test_whatever_a_template_does_is_one_kind_of_error(source: str) -> None:
 
 def test_the_front_end_does_not_load_torch() -> None:
     code = (
-        "import sys, app.server, app.template; app.template.renderer();"
+        "import sys, app.server, app.inputs.template; app.inputs.template.renderer();"
         "import transformers.utils.chat_parsing;"
         "assert not {'torch', 'tensorflow', 'jax'} & set(sys.modules)"
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from app.tokenizer import PromptTooLongError, TextDecoder, Tokenizer, TokenizerError
+from app.inputs.tokenizer import PromptTooLongError, TextDecoder, Tokenizer, TokenizerError
 
 
 @pytest.fixture(scope="module")

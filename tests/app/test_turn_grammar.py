@@ -10,10 +10,10 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer as Backend
 
-from app.errors import ApiError
+from app.http.errors import ApiError
+from app.inputs.tokenizer import Tokenizer
+from app.inputs.tools import ToolUse
 from app.structured.request import RequestedGrammar
-from app.tokenizer import Tokenizer
-from app.tools import ToolUse
 from app.turns import formats
 from app.turns.formats import Think
 from app.turns.grammar import MAX_CALLS, turn_grammar

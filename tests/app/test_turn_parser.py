@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.template import ChatTemplate
+from app.inputs.template import ChatTemplate
 from app.turns import formats, response_template
 from app.turns.parser import MarkerParser, TurnParser
 from app.turns.parts import Call, CallArguments, CallBegin, Part, Text, Turn, merged

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.http_protocol import MAX_HEAD_BYTES, HttpProtocol
+from app.http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from tests.app.conftest import Live, MakeServer
 
 GOOD = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"

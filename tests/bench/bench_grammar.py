@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from app.tokenizer import Tokenizer
+from app.inputs.tokenizer import Tokenizer
 from batching.core.types import Grammar, SamplingParams, SequencePlan, SlotInit, StepPlan
 from batching.worker.grammar import Grammars
 from tests.structured.corpus import EXPLOSIVE, corpus

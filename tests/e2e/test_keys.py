@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.keys import digest_of
+from app.access.keys import digest_of
 from tests.e2e.server_process import ServerProcess, running
 
 SECRET_TEXT = "the treasure is below the third palm"

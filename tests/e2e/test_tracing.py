@@ -222,7 +222,8 @@ def test_every_line_of_the_log_is_an_object(told: Told) -> None:
 def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
     code = (
         "import sys, app.server, app.engines;"
-        "print([m for m in sys.modules if m.startswith(('opentelemetry.sdk', 'app.tracing'))])"
+        "unwanted = ('opentelemetry.sdk', 'app.telemetry.tracing');"
+        "print([m for m in sys.modules if m.startswith(unwanted)])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
@@ -231,7 +232,7 @@ def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
 def test_without_the_extra_the_server_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "app.tracing", raising=False)
+    monkeypatch.delitem(sys.modules, "app.telemetry.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'slipstream\[otel\]'"):
         load_tracing("http://127.0.0.1:1")

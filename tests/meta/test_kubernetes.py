@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from app.metrics import exported_names
 from app.routes import ROUTES
+from app.telemetry.metrics import exported_names
 from config.load import FIELDS, PREFIX
 from tests.meta.tree import ROOT
 

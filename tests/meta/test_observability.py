@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.metrics import exported_families, exported_names
+from app.telemetry.metrics import exported_families, exported_names
 from tests.meta.tree import ROOT
 
 PROMETHEUS = ROOT / "config/prometheus"

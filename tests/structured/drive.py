@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from app.tokenizer import Tokenizer
+from app.inputs.tokenizer import Tokenizer
 from batching.core.types import Grammar, SamplingParams
 from batching.worker.grammar import WORD_BITS, Grammars, Matcher, allowed
 

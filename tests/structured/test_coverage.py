@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from app.inputs.tokenizer import Tokenizer
 from app.structured.request import schema_grammar
-from app.tokenizer import Tokenizer
 from batching.worker.grammar import Grammars
 from tests.structured.corpus import corpus
 from tests.structured.drive import Driver

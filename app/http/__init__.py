@@ -1,0 +1,1 @@
+"""HTTP itself: reading bodies and queries, writing events and errors, limits, TLS."""

@@ -1,0 +1,62 @@
+"""`stream_options`: which chunks carry usage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from app.http.errors import ApiError
+from app.outputs.generation import Job
+from app.outputs.usage import usage_of
+from app.schemas.common import GenerationFields, StreamOptions
+from app.telemetry.timings import Timings
+
+
+class UsageOption:
+    """The `usage` part of each chunk, as JSON text to append to it."""
+
+    def __init__(
+        self,
+        options: StreamOptions | None,
+        jobs: list[Job],
+        samples: int,
+        timings: Callable[[], Timings] | None = None,
+    ) -> None:
+        """`timings` is asked, if they are wanted, when all choices have ended."""
+        self.include = bool(options and options.include_usage)
+        self._continuous = bool(options and options.continuous_usage_stats) and self.include
+        self._jobs = jobs
+        self._samples = samples
+        self._timings = timings
+
+    def suffix(self) -> bytes:
+        """For a chunk with a choice: nothing, null, or with continuous usage the counts so far."""
+        if not self.include:
+            return b""
+        return self.final() if self._continuous else b',"usage":null'
+
+    def final(self) -> bytes:
+        """The counts so far."""
+        return b',"usage":' + msgspec.json.encode(usage_of(self._jobs, self._samples))
+
+    def last(self) -> bytes:
+        """For a chunk after the last choice ended. Empty: there is none."""
+        last = self.final() if self.include else b""
+        if self._timings is not None:
+            last += b',"timings":' + msgspec.json.encode(self._timings())
+        return last
+
+
+def check_stream_options(fields: GenerationFields) -> None:
+    """Raises `ApiError` for options of a stream that is not asked for, and the other way round."""
+    if fields.stream and fields.prompt_logprobs is not None:
+        raise ApiError(
+            "prompt_logprobs: cannot be streamed", param="prompt_logprobs", code="invalid_value"
+        )
+    if fields.stream_options is not None and not fields.stream:
+        raise ApiError(
+            "stream_options: only allowed when stream is true",
+            param="stream_options",
+            code="invalid_value",
+        )

@@ -1,0 +1,1 @@
+"""From the engine's tokens to the text of an answer."""

@@ -1,0 +1,310 @@
+"""Runs the sequences of one HTTP request on the engine and gives their text as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from app.access.terms import TIMEOUT_HEADER, TTFT_HEADER, Terms, expired, unmeetable
+from app.flights.record import Flight
+from app.http.errors import ApiError
+from app.outputs.choice import Choice, Delta
+from app.outputs.logprobs import Entry
+from app.outputs.usage import usage_of
+from app.service import Service
+from app.telemetry.timings import Phases, Timings, timings_of
+from app.turns.parts import Part, Turn
+from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
+from batching.engine.client import EngineDeadError, RequestStream
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sequence to generate and the choice that its tokens become."""
+
+    prompt: list[int]
+    params: SamplingParams
+    choice: Choice
+
+
+@dataclass
+class Collected:
+    """All deltas of a choice, put together."""
+
+    texts: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    finish: str | None = None
+    stop_reason: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def turn(self) -> Turn:
+        """What a chat's model said, put together from its parts."""
+        return Turn.of(self.parts) if self.parts else Turn(self.text)
+
+
+class Generation:
+    """The sequences of one HTTP request; job i is choice i of the response.
+
+    `start` admits and submits them; `close` must follow, whatever happens, and frees whatever is
+    still held. When the client goes away, the engine is told at once.
+    """
+
+    def __init__(self, service: Service, jobs: list[Job], samples: int, flight: Flight) -> None:
+        self.jobs = jobs
+        self._flight = flight
+        self._service = service
+        self._samples = samples
+        self._queued: set[int] = set()  # jobs without their first event
+        self._streams: list[RequestStream] = []
+        self._watcher: asyncio.Task[None] | None = None
+        self._heard = False  # the engine sent something
+        self._terms = Terms()
+        self._timer: asyncio.TimerHandle | None = None
+        self.forecast: float | None = None  # seconds until every choice has its first token
+        self.position = 0  # sequences that will have theirs before
+        self._ending = FinishReason.ABORT  # of choices that are open when this closes
+
+    @classmethod
+    def start(
+        cls,
+        service: Service,
+        jobs: list[Job],
+        samples: int,
+        receive: Receive,
+        terms: Terms,
+        flight: Flight,
+    ) -> Generation:
+        """Submit `jobs`, which come in groups of `samples` with the same prompt.
+
+        Raises `ApiError` (no room, or not in time) and `EngineDeadError`.
+        """
+        self = cls(service, jobs, samples, flight)
+        self._terms = terms
+        service.admission.admit([len(job.prompt) for job in jobs], service.engine.stats)
+        self._queued = set(range(len(jobs)))
+        requests = self._requests()
+        service.flights.depart(flight, requests[0])
+        try:
+            self._check_deadline(requests)
+            terms.quota.take_prompt(self._prompt_tokens)
+            for request in requests:
+                self._streams.append(service.engine.submit(request))
+                service.backlog.join(request)
+                service.metrics.request_started(request)
+                service.flights.submitted(flight, request)
+            self._set_timer()
+        except Exception:
+            self._ending = FinishReason.ERROR
+            self.close()
+            raise
+        self._watcher = asyncio.create_task(self._watch(receive))
+        return self
+
+    @property
+    def _prompt_tokens(self) -> int:
+        """Each prompt counts once."""
+        return sum(len(job.prompt) for job in self.jobs[:: self._samples])
+
+    def _requests(self) -> list[Request]:
+        name, arrival, terms = uuid4().hex, self._service.clock(), self._terms
+        return [
+            Request(
+                id=f"{name}-{i}",
+                prompt=job.prompt,
+                params=job.params,
+                arrival=arrival,
+                priority=terms.priority,
+                tenant=terms.tenant,
+                deadline=terms.deadline,
+                end_by=terms.end_by,
+                salt=terms.salt,
+            )
+            for i, job in enumerate(self.jobs)
+        ]
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
+        """(choice index, what it gained) until every choice has ended.
+
+        Raises `ApiError` and `EngineDeadError` when the engine failed or the server ends,
+        `ClientDisconnect` when nobody listens any more.
+        """
+        remaining = len(self.jobs)
+        async with aclosing(_merge(self._streams)) as events:
+            try:
+                async for index, event in events:
+                    choice = self.jobs[index].choice
+                    if choice.finish is not None:
+                        continue  # tokens generated before the engine heard of the stop string
+                    delta = self._feed(index, event)
+                    if delta.finish is not None:
+                        remaining -= 1
+                        self._streams[index].cancel()
+                    yield index, delta
+                    if not remaining:
+                        return
+            except (ApiError, EngineDeadError):
+                self._ending = FinishReason.ERROR
+                raise
+            except asyncio.CancelledError:  # nobody else cancels: the time to drain is over
+                raise ApiError(
+                    "the server is shutting down", status=503, code="shutting_down"
+                ) from None
+
+    async def collect(self) -> list[Collected]:
+        """Every choice's whole output. Raises as `deltas`."""
+        results = [Collected() for _ in self.jobs]
+        async with aclosing(self.deltas()) as deltas:
+            async for index, delta in deltas:
+                result = results[index]
+                result.texts.append(delta.text)
+                result.entries += delta.entries
+                result.parts += delta.parts
+                result.finish = delta.finish
+                result.stop_reason = delta.stop_reason
+        return results
+
+    def close(self) -> None:
+        """Abort what still runs and record how each choice ended. Idempotent."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        for index in list(self._queued):
+            self._leave_queue(index)
+        for stream, job in zip(self._streams, self.jobs, strict=False):
+            stream.cancel()
+            reason = job.choice.finish or self._ending.value
+            self._service.metrics.request_ended(stream.request, reason, job.choice.tokens)
+            self._service.flights.lane_ended(stream.request.id, reason)
+        if self._streams:
+            counts = [job.choice.tokens for job in self.jobs]
+            self._service.metrics.generation_ended(counts, self._samples)
+        self._streams = []
+        self._flight.usage = usage_of(self.jobs, self._samples)
+        self._service.flights.arrive(self._flight)
+
+    def timings(self) -> Timings:
+        """How long it took so far."""
+        return timings_of(Phases.of(self._flight.lanes), usage_of(self.jobs, self._samples))
+
+    def _feed(self, index: int, event: TokenEvent) -> Delta:
+        """Give a choice its event, and count."""
+        if event.finish is FinishReason.EXPIRED:
+            raise self._expired()
+        choice = self.jobs[index].choice
+        before = choice.tokens
+        delta = choice.feed(event)
+        if choice.aborted:
+            raise ClientDisconnect
+        metrics = self._service.metrics
+        metrics.generation_tokens += choice.tokens - before
+        self._terms.quota.tokens.take(choice.tokens - before)
+        if self._queued:
+            self._leave_queue(index)
+            if not self._queued and self.forecast is not None:
+                seconds = self._service.clock() - self._streams[index].request.arrival
+                metrics.forecast_came_true(self.forecast, seconds)
+        if not self._heard:
+            self._heard = True
+            metrics.generation_started(self._samples, self._prompt_tokens)
+        metrics.cached_tokens += event.cached_tokens or 0
+        return delta
+
+    def _leave_queue(self, index: int) -> None:
+        if index in self._queued:
+            self._queued.discard(index)
+            self._service.admission.release(len(self.jobs[index].prompt))
+            if index < len(self._streams):
+                self._service.backlog.leave(self._streams[index].request)
+
+    # -- deadlines ------------------------------------------------------------------------------
+
+    def _check_deadline(self, requests: list[Request]) -> None:
+        """Raises `ApiError` if the first tokens will not come in time, or the time is over."""
+        service, deadline = self._service, self._terms.deadline
+        ahead = service.backlog.ahead_of(requests[0])
+        self.position = ahead.requests
+        self.forecast = service.backlog.first_token_seconds(ahead, requests, self._samples)
+        if deadline is None:
+            return
+        left = deadline - service.clock()
+        if left <= 0:
+            raise self._expired()
+        # Alone it is tried whatever the forecast: what is never computed corrects no forecast.
+        if self.forecast is None or self.forecast <= left or service.backlog.is_idle:
+            return
+        service.admission.rejections["deadline_unmeetable"] += 1
+        service.metrics.deadline_misses["refused"] += 1
+        raise unmeetable(self.forecast, left)
+
+    def _set_timer(self) -> None:
+        """The engine drops what is late; this is for when there is none, or it is slow to say."""
+        times = [self._terms.end_by, self._terms.deadline if self._queued else None]
+        due = min((t for t in times if t is not None), default=None)
+        if due is not None:
+            delay = max(due - self._service.clock(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._on_time)
+
+    def _on_time(self) -> None:
+        end_by = self._terms.end_by
+        if self._queued or (end_by is not None and self._service.clock() >= end_by):
+            for stream in self._streams:
+                stream.cancel(FinishReason.EXPIRED)
+        else:
+            self._set_timer()
+
+    def _expired(self) -> ApiError:
+        self._service.metrics.deadline_misses["unserved" if self._queued else "timeout"] += 1
+        end_by = self._terms.end_by
+        over = end_by is not None and self._service.clock() >= end_by
+        return expired(TIMEOUT_HEADER if over else TTFT_HEADER)
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        for stream in self._streams:
+            stream.cancel()
+
+
+async def _merge(streams: list[RequestStream]) -> AsyncGenerator[tuple[int, TokenEvent]]:
+    """Events of all streams as they come, with their stream's index; few wait at any time."""
+    if len(streams) == 1:
+        async for event in streams[0]:
+            yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, TokenEvent | EngineDeadError | None]]
+    queue = asyncio.Queue(maxsize=len(streams))
+
+    async def pump(index: int, stream: RequestStream) -> None:
+        try:
+            async for event in stream:
+                await queue.put((index, event))
+            await queue.put((index, None))
+        except EngineDeadError as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
+    remaining = len(tasks)
+    try:
+        while remaining:
+            index, item = await queue.get()
+            if isinstance(item, EngineDeadError):
+                raise item
+            if item is None:
+                remaining -= 1
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()

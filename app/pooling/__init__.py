@@ -1,0 +1,1 @@
+"""Endpoints that read texts and generate none: embeddings, scores, classes."""

@@ -1,0 +1,267 @@
+"""Prometheus metrics under vLLM's names, so that its dashboards and autoscalers work unchanged.
+
+Counters of tokens advance exactly by what responses report as usage. Histograms of times come
+from the engine's step outputs. Everything else is read from the engine's last statistics when
+somebody scrapes, and costs nothing until then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from app.access.quota import EXCEEDED
+from app.telemetry.engine_info import info_family
+from app.telemetry.engine_metrics import (
+    StepMetrics,
+    engine_families,
+    load_ratio,
+    stage_family,
+)
+from app.telemetry.families import Families
+from app.telemetry.histogram import (
+    ERROR_EDGES,
+    INTER_TOKEN_EDGES,
+    N_EDGES,
+    REQUEST_EDGES,
+    TTFT_EDGES,
+    Histogram,
+    SplitHistogram,
+    length_edges,
+)
+from batching.core.types import EngineStats, Timing
+from batching.core.types import Request as EngineRequest
+from batching.engine.messages import StepOutput
+from batching.worker.protocol import Capabilities
+
+if TYPE_CHECKING:
+    from app.access.admission import Admission
+    from app.access.backlog import Backlog
+    from app.service import Engine
+
+_FINISH_REASONS = ("stop", "length", "abort", "error")
+_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "deadline_unmeetable", EXCEEDED)
+# Refused by forecast; dropped without a first token; ended on the way.
+_DEADLINE_MISSES = ("refused", "unserved", "timeout")
+
+
+class Metrics(Collector):
+    """All counters of one served model. `on_step` belongs to the engine client's callback."""
+
+    def __init__(self, model_name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.model_name = model_name
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generation_tokens = 0
+        self.finished: Counter[str] = Counter()
+        self.deadline_misses: Counter[str] = Counter()  # of HTTP requests, by what became of them
+        self._clock = clock
+        self._families = Families(model_name)
+        self._steps = StepMetrics()
+        # By request id: arrival until the first token, then the times of first and last token.
+        self._arrivals: dict[str, float] = {}
+        self._firsts: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self.capabilities: Capabilities | None = None
+        self._engine: Engine | None = None
+        self._admission: Admission | None = None
+        self._backlog: Backlog | None = None
+        self._forecast_error = SplitHistogram(
+            "slipstream_predicted_ttft_error_seconds",
+            "How far the forecast of a request's first tokens was off, by where they came.",
+            ERROR_EDGES,
+            "side",
+            ("early", "late"),
+        )
+        self._make_histograms(max_model_len=1 << 20)
+
+    def _make_histograms(self, max_model_len: int) -> None:
+        lengths = length_edges(max_model_len)
+
+        def make(name: str, help: str, edges: Iterable[float]) -> Histogram:
+            return Histogram(f"vllm:{name}", help, tuple(edges))
+
+        seconds = REQUEST_EDGES
+        self._ttft = make("time_to_first_token_seconds", "Arrival to first token.", TTFT_EDGES)
+        self._itl = make("inter_token_latency_seconds", "Between tokens.", INTER_TOKEN_EDGES)
+        self._tpot = make(
+            "request_time_per_output_token_seconds", "Mean between tokens.", INTER_TOKEN_EDGES
+        )
+        self._e2e = make("e2e_request_latency_seconds", "Arrival to last token.", seconds)
+        self._queue = make("request_queue_time_seconds", "Arrival to first step.", seconds)
+        self._prefill = make("request_prefill_time_seconds", "First step to token.", seconds)
+        self._decode = make("request_decode_time_seconds", "First token to last.", seconds)
+        self._inference = make("request_inference_time_seconds", "First step to end.", seconds)
+        self._prompt_lengths = make("request_prompt_tokens", "Prompt tokens.", lengths)
+        self._output_lengths = make("request_generation_tokens", "Generated tokens.", lengths)
+        self._longest = make(
+            "request_max_num_generation_tokens", "Of a prompt's longest sample.", lengths
+        )
+        self._max_tokens = make("request_params_max_tokens", "Asked max_tokens.", lengths)
+        self._n = make("request_params_n", "Asked n.", N_EDGES)
+        self._histograms = [v for v in vars(self).values() if isinstance(v, Histogram)]
+
+    def serve(
+        self, capabilities: Capabilities, engine: Engine, admission: Admission, backlog: Backlog
+    ) -> None:
+        """From now on there is an engine to read gauges from."""
+        self.capabilities = capabilities
+        self._engine = engine
+        self._admission = admission
+        self._backlog = backlog
+        self._make_histograms(capabilities.max_model_len)
+
+    def generation_started(self, n: int, prompt_tokens: int) -> None:
+        """The first news of an HTTP request's generation; each prompt counts once."""
+        self.prompt_tokens += prompt_tokens
+        self._n.observe(n)
+
+    def request_started(self, request: EngineRequest) -> None:
+        """A sequence was handed to the engine."""
+        self._arrivals[request.id] = request.arrival
+        self._max_tokens.observe(request.params.max_tokens)
+
+    def request_ended(self, request: EngineRequest, reason: str, tokens: int) -> None:
+        """A sequence's response is over after `tokens` tokens; `reason` as in `FinishReason`."""
+        self._arrivals.pop(request.id, None)
+        first = self._firsts.pop(request.id, None)
+        last = self._last.pop(request.id, None)
+        self.finished[reason] += 1
+        self._prompt_lengths.observe(len(request.prompt))
+        self._output_lengths.observe(tokens)
+        if first is None or last is None or reason not in ("stop", "length"):
+            return
+        self._e2e.observe(last - request.arrival)
+        self._decode.observe(last - first)
+        if tokens > 1:
+            self._tpot.observe((last - first) / (tokens - 1))
+
+    def forecast_came_true(self, forecast: float, seconds: float) -> None:
+        """All first tokens of an HTTP request, forecast when it arrived, have come."""
+        self._forecast_error.observe_error(forecast, seconds)
+
+    def generation_ended(self, counts: Sequence[int], samples: int) -> None:
+        """All sequences of an HTTP request have; they come in groups with the same prompt."""
+        for i in range(0, len(counts), samples):
+            self._longest.observe(max(counts[i : i + samples]))
+
+    def on_step(self, output: StepOutput) -> None:
+        """Time the tokens of one engine step."""
+        now = self._clock()
+        last = self._last
+        for event in output.events:
+            if event.tokens:
+                if (before := last.get(event.id)) is not None:
+                    last[event.id] = now
+                    count = len(event.tokens)
+                    self._itl.observe((now - before) / count, count)
+                elif (arrival := self._arrivals.pop(event.id, None)) is not None:
+                    self._firsts[event.id] = last[event.id] = now
+                    self._ttft.observe(now - arrival)
+            if event.timing is not None:
+                self._observe_timing(event.timing)
+        self._steps.on_step(output.stats, output.step)
+
+    def _observe_timing(self, timing: Timing) -> None:
+        if timing.scheduled:
+            self._queue.observe(timing.scheduled - timing.arrival)
+            self._inference.observe(timing.finished - timing.scheduled)
+        if timing.first_token:
+            self._prefill.observe(timing.first_token - timing.scheduled)
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, read now."""
+        stats = EngineStats()
+        if self._engine is not None:
+            stats = self._engine.stats
+            self.capabilities = self._engine.capabilities  # a restarted engine's may differ
+        yield from self._gauges(stats)
+        yield from self._counters(stats)
+        for histogram in self._histograms:
+            yield histogram.family(self._families.labels)
+        yield from self._steps.families(self._families)
+        yield self._forecast_error.family(self._families.labels)
+        yield from self._own(stats)
+
+    def _gauges(self, stats: EngineStats) -> Iterator[Metric]:
+        families = self._families
+        yield families.gauge("vllm:num_requests_running", "Requests computed now.", stats.running)
+        yield families.gauge(
+            "vllm:num_requests_waiting", "Requests not yet computed.", stats.waiting
+        )
+        by_reason = {"capacity": stats.waiting, "deferred": 0}
+        yield families.gauges(
+            "vllm:num_requests_waiting_by_reason", "Why they wait.", "reason", by_reason
+        )
+        yield families.gauge(
+            "vllm:kv_cache_usage_perc", "Share of KV blocks owned, 0 to 1.", stats.kv_usage
+        )
+        if (c := self.capabilities) is not None:
+            facts = {
+                "block_size": str(c.block_size),
+                "num_gpu_blocks": str(c.num_blocks),
+                "cache_dtype": c.dtype,
+            }
+            yield families.info("vllm:cache_config_info", "The KV cache.", facts)
+
+    def _counters(self, stats: EngineStats) -> Iterator[Metric]:
+        families = self._families
+        for name, help, value in (
+            ("prompt_tokens", "Prompt tokens of answered requests.", self.prompt_tokens),
+            ("prompt_tokens_cached", "Of these, found in the cache.", self.cached_tokens),
+            ("generation_tokens", "Generated tokens.", self.generation_tokens),
+            ("num_preemptions", "Sequences interrupted for others.", stats.preemptions),
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits),
+        ):
+            yield families.counter(f"vllm:{name}", help, value)
+        finished = {reason: self.finished[reason] for reason in _FINISH_REASONS}
+        yield families.counters(
+            "vllm:request_success", "Ended sequences.", "finished_reason", finished
+        )
+        rejections = self._admission.rejections if self._admission is not None else Counter()
+        rejected = {reason: rejections[reason] for reason in _REJECTIONS}
+        yield families.counters(
+            "vllm:admission_rejections", "Refused with 429.", "reason", rejected
+        )
+
+    def _own(self, stats: EngineStats) -> Iterator[Metric]:
+        engine, capabilities = self._engine, self.capabilities
+        phases = capabilities.phases if capabilities is not None else {}
+        restarts = engine.restarts if engine is not None else 0
+        resumed = engine.resumed_streams if engine is not None else 0
+        yield from engine_families(self._families, stats, phases, restarts, resumed)
+        yield stage_family(self._families, stats)
+        yield info_family(self._families, capabilities)
+        slots = capabilities.max_sequences if capabilities is not None else 1
+        wait = (self._backlog.drain_seconds() or 0.0) if self._backlog is not None else 0.0
+        yield self._families.gauge(
+            "slipstream_predicted_wait_seconds", "Until all who wait now are taken up.", wait
+        )
+        yield self._families.gauge(
+            "slipstream_load_ratio", "Demand by capacity; above 1 some wait.",
+            load_ratio(stats, slots, wait),
+        )  # fmt: skip
+        missed = {reason: self.deadline_misses[reason] for reason in _DEADLINE_MISSES}
+        yield self._families.counters(
+            "slipstream_deadline_misses", "Requests that were not served in time.", "reason", missed
+        )
+
+
+def exported_families() -> list[Metric]:
+    """Every family of `/metrics`, with samples."""
+    metrics = Metrics("")
+    metrics.capabilities = Capabilities(
+        "", "", 1, 1, 1, 1, 1, 1, "", "", "", phases={"weights": 0.0}
+    )
+    return list(metrics.collect())
+
+
+def exported_names() -> list[str]:
+    """Every sample name of `/metrics`, as dashboards refer to it, in order, without repeats."""
+    return list(dict.fromkeys(s.name for family in exported_families() for s in family.samples))
