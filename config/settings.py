@@ -27,7 +27,9 @@ class EngineSettings(BaseModel):
         "auto", description="weights and KV; auto: the checkpoint's, if fast here"
     )
     device: Literal["auto", "cpu", "cuda", "xpu"] = Field("auto", description="auto prefers a GPU")
-    quantization: Literal["none", "int8"] = Field("none", description="quantize weights at load")
+    quantization: Literal["none", "int8", "fp8", "int4"] = Field(
+        "none", description="quantize weights at load"
+    )
     attention: Literal["auto", "reference", "cpu", "triton"] = Field(
         "auto", description="auto picks the fastest that can serve the model"
     )

@@ -19,6 +19,7 @@ from batching.worker.model import PackedModel, Runner
 from batching.worker.peers import Peers
 from batching.worker.probe import Probe, freeze_rope, rope_limit
 from batching.worker.protocol import Capabilities, UnsupportedModelError, WorkerConfig
+from batching.worker.quantized import quantize
 from batching.worker.sampling import Draws, SamplingInputs, sample
 
 logger = logging.getLogger(__name__)
@@ -132,15 +133,14 @@ def _bind(
     config: WorkerConfig,
 ) -> Runner:
     """The fastest runner that computes the model exactly: on CPU a C++ one where there is one."""
-    reason = f"{backend.name} attention is used"
-    if config.tensor_parallel > 1:
-        reason = "tensor_parallel is used"
-    elif backend.name == "cpu":
+    if backend.name == "cpu" and config.tensor_parallel == 1:
         from batching.worker.cpu import decoder
         from batching.worker.cpu.attention import CpuAttention
 
         assert isinstance(backend, CpuAttention)
         refusal = decoder.refuses(model)
+        if config.quantization not in decoder.QUANTIZATIONS:
+            refusal = f"it has no {config.quantization} weights"
         if refusal is None:
             return decoder.CpuDecoder(
                 model,
@@ -150,12 +150,9 @@ def _bind(
                 max_model_len,
                 int8=config.quantization == "int8",
             )
-        reason = refusal
-        logger.info("the C++ decoder is not used: %s", reason)
-    if config.quantization != "none":
-        raise UnsupportedModelError(
-            f"{model.config.model_type}: no {config.quantization} weights, because {reason}"
-        )
+        logger.info("the C++ decoder is not used: %s", refusal)
+    if model.device.type == "cpu" and config.quantization != "none":
+        quantize(model, config.quantization)
     packed.bind(probe.modules, probe.specs, backend, pages)
     return packed
 

@@ -22,7 +22,7 @@ import triton
 from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.attention_kernels import attend, join, write_pages
 from batching.worker.attention_work import Division, divide, most_splits
-from batching.worker.device import compute_units, shared_memory, upload
+from batching.worker.device import compute_units, float32_products, shared_memory, upload
 
 SPLIT_TOKENS = 512
 ROOM_BYTES = 256 << 20  # for partial results; splits are longer where it would not suffice
@@ -117,8 +117,7 @@ class TritonAttention:
         self._device = device
         self._units, self._shared = compute_units(device), shared_memory(device)
         self._tiles: dict[int, Tiles] = {}  # by head size
-        # How float32 is multiplied: by three products of tensor cores, or plainly.
-        self._precision = "tf32x3" if device.type == "cuda" and not torch.version.hip else "ieee"
+        self._precision = float32_products(device)
         self._split = SPLIT_TOKENS
         self._room = torch.empty(0, device=device)
 

@@ -46,6 +46,17 @@ def shared_memory(device: torch.device) -> int:
     return int(getattr(found, "shared_memory_per_multiprocessor", 0))
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Whether kernels can read float8 numbers there."""
+    is_nvidia = device.type == "cuda" and not torch.version.hip
+    return not is_nvidia or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def float32_products(device: torch.device) -> str:
+    """How Triton multiplies float32 there: by three products of tensor cores, or plainly."""
+    return "tf32x3" if device.type == "cuda" and not torch.version.hip else "ieee"
+
+
 def upload(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Numbers, as a list, numpy array or tensor, on the device; never waits for it."""
     host = torch.as_tensor(values, dtype=dtype)

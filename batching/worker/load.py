@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
-from batching.worker.device import free_bytes, has_fast_bfloat16
+from batching.worker.device import free_bytes, has_fast_bfloat16, has_fp8
 from batching.worker.kv_pool import GIB
 from batching.worker.model import ATTENTION_NAME
 from batching.worker.pool_protocol import PoolConfig
 from batching.worker.probe import refuse_by_config
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
+from batching.worker.quantized import quantize
 
 Progress = Callable[[str, float], None]
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 REPORTS = 50  # progress messages per loading bar, at most
 
 
@@ -34,9 +37,14 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
         raise UnsupportedModelError(f"cannot load {config.model!r}: {error}") from error
     refuse_by_config(model_config, model_config.get_text_config(decoder=True))
     dtype = choose_dtype(config.dtype, model_config, device)
+    stored = stored_quantization(config.model, model_config)
+    if stored is not None:
+        _refuse_with_stored(config, stored)
     divided: dict[str, Any] = {}
     if config.tensor_parallel > 1:
         divided["distributed_config"] = _division(config, model_config)
+    elif stored is not None and device.type != "cpu":
+        divided["device_map"] = {"": device}  # where their kernels are chosen
     model, absent = load_weights(
         AutoModelForCausalLM,
         config,
@@ -47,9 +55,44 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
         **divided,
     )
     refuse_incomplete(config.model, absent)
-    if device.type != "cpu":
-        refuse_too_large(config.model, model, free_bytes(device))
-    return model.to(device).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if device.type == "cpu" or stored is not None:
+        return model
+    if config.quantization == "fp8" and not has_fp8(device):
+        raise UnsupportedModelError("fp8 weights need a GPU of compute capability 8.9 or more")
+    if config.quantization != "none":
+        quantize(model, config.quantization)
+    refuse_too_large(config.model, model, free_bytes(device))
+    return model.to(device)
+
+
+def stored_quantization(name: str, model_config: Any) -> str | None:
+    """How the checkpoint's weights are quantized, if they are.
+
+    Raises `UnsupportedModelError` if transformers does not know; it would take codes for weights.
+    """
+    found = getattr(model_config, "quantization_config", None)
+    if not found:
+        return None
+    found = found if isinstance(found, dict) else found.to_dict()
+    method = str(found.get("quant_method"))
+    if not (found.get("quant_method") and AutoHfQuantizer.supports_quant_method(found)):
+        raise UnsupportedModelError(
+            f"{name!r}: its weights are quantized by {method!r}, which transformers cannot load"
+        )
+    return method
+
+
+def _refuse_with_stored(config: WorkerConfig, stored: str) -> None:
+    reasons = {
+        f"no {config.quantization} weights": config.quantization != "none",
+        "no tensor_parallel": config.tensor_parallel > 1,
+    }
+    for refusal, holds in reasons.items():
+        if holds:
+            raise UnsupportedModelError(
+                f"{config.model!r}: {refusal}, because its weights are quantized already ({stored})"
+            )
 
 
 def _division(config: WorkerConfig, model_config: Any) -> Any:
@@ -78,9 +121,10 @@ def load_weights(
 ) -> tuple[Any, list[str]]:
     """A model made by the auto class `kind`, and the weights that its folder lacks.
 
-    `attention` None is transformers' choice; `divided` tells it how ranks share the weights. Raises
-    `UnsupportedModelError`.
+    `attention` None is transformers' choice; `divided` tells it where to, and how ranks share the
+    weights. Raises `UnsupportedModelError`.
     """
+    stored = stored_quantization(config.model, model_config)
     try:
         with _ReportedBars(progress):
             model, info = kind.from_pretrained(
@@ -94,9 +138,25 @@ def load_weights(
                 output_loading_info=True,
                 **divided,
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UnsupportedModelError(f"cannot load {config.model!r}: {error}") from error
+    if stored is not None:
+        _unify(model, dtype)
     return model, sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+
+
+def _unify(model: Any, dtype: torch.dtype) -> None:
+    """Convert what is not quantized (any more) to `dtype`; quantizers leave it as it is stored."""
+    kept = {
+        *(getattr(model, "_keep_in_fp32_modules", None) or ()),
+        *(getattr(model, "_keep_in_fp32_modules_strict", None) or ()),
+    }
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if all(parameter.dtype in PLAIN for parameter in own.values()):
+            for name, parameter in own.items():
+                if not kept.intersection([*path.split("."), name]):
+                    parameter.data = parameter.data.to(dtype)
 
 
 def refuse_incomplete(model: str, absent: list[str]) -> None:

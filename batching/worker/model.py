@@ -163,7 +163,8 @@ class PackedModel:
 
     @property
     def weight_bytes(self) -> int:
-        shares = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters())
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        shares = (getattr(t, "to_local", lambda t=t: t)() for t in tensors)
         return sum(share.nbytes for share in shares)
 
     def padding(self, tokens: int, sequences: int) -> int:

@@ -17,7 +17,7 @@ from loadtest.flags import positive
 from loadtest.slo import Limits as SloLimits
 from loadtest.slo import Slo, load_slo
 from loadtest.twin.hardware import Hardware, hardware_names, load_hardware
-from loadtest.twin.model_card import ModelCard, load_card
+from loadtest.twin.model_card import QUANTIZED_BITS, ModelCard, load_card
 from loadtest.twin.sizing import (
     DEVICES,
     Server,
@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hardware", action="append", metavar="H",
                         help="name in config/hardware or YAML file; default: all")  # fmt: skip
     parser.add_argument("--devices", type=positive(int), help="default: the fewest it fits on")
-    parser.add_argument("--quantization", choices=("none", "int8"), default="none", help="weights")
+    choices = ("none", *QUANTIZED_BITS)
+    parser.add_argument("--quantization", choices=choices, default="none", help="weights")
     parser.add_argument("--max-model-len", type=positive(int), help="default: the model's")
     parser.add_argument("--input-tokens", type=positive(int), default=1000, help="mean prompt")
     parser.add_argument("--output-tokens", type=positive(int), default=200, help="mean output")

@@ -12,6 +12,8 @@ import msgspec
 from config import __file__ as _config_file
 
 BUILTIN = Path(_config_file).parent.parent / "batching" / "builtin" / "model"
+# Bits of a weight that the server quantizes, with its share of the scales.
+QUANTIZED_BITS = {"int8": 8.25, "fp8": 8.25, "int4": 4.25}
 
 
 class ModelError(ValueError):
@@ -141,8 +143,8 @@ def _kv_values(config: Mapping[str, Any], layers: int, kv_heads: int, head_dim: 
 
 def _bits(config: Mapping[str, Any], quantization: str) -> float:
     """Bits of a weight, with its share of the scales."""
-    if quantization == "int8":
-        return 8.25
+    if quantization in QUANTIZED_BITS:
+        return QUANTIZED_BITS[quantization]
     found = config.get("quantization_config") or {}
     method = str(found.get("quant_method", ""))
     if method in {"gptq", "awq"}:

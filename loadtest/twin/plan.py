@@ -17,7 +17,7 @@ from loadtest.flags import add_trace_flags, positive
 from loadtest.slo import load_slo
 from loadtest.traces import TraceRequest
 from loadtest.twin.hardware import Hardware, hardware_names, load_hardware
-from loadtest.twin.model_card import ModelCard, load_card
+from loadtest.twin.model_card import QUANTIZED_BITS, ModelCard, load_card
 from loadtest.twin.routing import ROUTERS
 from loadtest.twin.simulate import trace_of
 from loadtest.twin.sizing import Plan, cost_per_million, fewest_replicas, smallest_server
@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hardware", action="append", metavar="H",
                         help="name in config/hardware or YAML file; default: all")  # fmt: skip
     parser.add_argument("--devices", type=positive(int), help="a replica; default: the fewest")
-    parser.add_argument("--quantization", choices=("none", "int8"), default="none", help="weights")
+    choices = ("none", *QUANTIZED_BITS)
+    parser.add_argument("--quantization", choices=choices, default="none", help="weights")
     parser.add_argument("--max-model-len", type=positive(int), help="default: the model's")
     parser.add_argument("--routing", choices=list(ROUTERS), default="least-loaded", help="between")
     parser.add_argument("--seed", type=int, default=0, help="of the trace's changes")

@@ -36,7 +36,7 @@ from loadtest.twin.hardware import (
     load_profile,
 )
 from loadtest.twin.jobs import jobs_like, trace_jobs
-from loadtest.twin.model_card import load_card
+from loadtest.twin.model_card import QUANTIZED_BITS, load_card
 from loadtest.twin.replica import FrontEnd
 from loadtest.twin.routing import ROUTERS
 
@@ -107,7 +107,8 @@ def add_twin_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--devices", type=positive(int), default=1, help="that share the model")
     group.add_argument("--max-sequences", type=positive(int), help="default: the server's")
     group.add_argument("--max-model-len", type=positive(int), help="default: the model's")
-    group.add_argument("--quantization", choices=("none", "int8"), default="none", help="weights")
+    choices = ("none", *QUANTIZED_BITS)
+    group.add_argument("--quantization", choices=choices, default="none", help="weights")
 
 
 def twin_of(options: argparse.Namespace) -> Twin:

@@ -72,6 +72,7 @@ def test_the_built_in_models_weights_are_its_files() -> None:
 def test_number_formats(tmp_path: Path) -> None:
     assert card(tmp_path, LLAMA_8B).weight_bits == 16
     assert card(tmp_path, LLAMA_8B, quantization="int8").weight_bits == 8.25
+    assert card(tmp_path, LLAMA_8B, quantization="int4").weight_bits == 4.25
     awq = {"quantization_config": {"quant_method": "awq", "bits": 4}}
     assert card(tmp_path, LLAMA_8B | awq).weight_bits == 4.25
     assert card(tmp_path, LLAMA_8B | {"torch_dtype": "float32"}).weight_bits == 32

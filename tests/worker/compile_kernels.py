@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from batching.worker import attention_kernels as kernels
+from batching.worker import quantized_kernel
 from batching.worker.attention import LayerSpec
 from batching.worker.attention_triton import FLOAT32_TILES, SMALL_TILES, TILES, Tiles, constants
 
@@ -32,18 +33,24 @@ SCALARS = {"inner": "fp32", "outer": "fp32"}
 
 
 def compile_kernel(
-    kernel: Any, target: GPUTarget, dtype: str, given: dict[str, Any], warps: int = 4
+    kernel: Any,
+    target: GPUTarget,
+    dtype: str,
+    given: dict[str, Any],
+    warps: int = 4,
+    **stored: str,
 ) -> Any:
     """The compiled kernel, its pointers aligned as torch's are."""
     pointers = {"tables": "*i32", "work": "*i32", "sinks": "*fp32", "partials": "*fp32",
                 "sums": "*fp32", "slots": "*i64"}  # fmt: skip
-    data = ("query", "key", "value", "key_pages", "value_pages", "output")
-    pointers |= dict.fromkeys(data, f"*{dtype}")
+    data = ("query", "key", "value", "key_pages", "value_pages", "output", "x", "scales", "lows")
+    pointers |= dict.fromkeys(data, f"*{dtype}") | {n: f"*{kind}" for n, kind in stored.items()}
     signature = {}
     for name in kernel.arg_names:
         kind = "constexpr" if name in given else pointers.get(name) or SCALARS.get(name, "i32")
         signature[name] = kind
-    strided = ("query_token", "query_head", "key_token", "key_head", "value_token", "value_head")
+    strided = ("query_token", "query_head", "key_token", "key_head", "value_token", "value_head",
+               "x_row")  # fmt: skip
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, (name, kind) in enumerate(signature.items())
@@ -64,6 +71,14 @@ def registers(cubin: bytes) -> str:
     return f"{found[1]} registers, {found[2]} bytes spilled" if found else ""
 
 
+def report(built: Any, what: str, limit: int) -> None:
+    """Says what a program occupies. Fails where it spills, or takes more shared memory."""
+    usage = registers(built.asm["cubin"]) if "cubin" in built.asm else ""
+    print(f"{what}: {built.metadata.shared} bytes shared, {usage}", flush=True)
+    assert built.metadata.shared <= limit
+    assert "spilled" not in usage or "0 bytes spilled" in usage
+
+
 def compile_attention(target: GPUTarget, dim: int, dtype: str, tiles: Tiles, **rest: Any) -> None:
     precision = "ieee" if target.backend == "hip" else "tf32x3"
     spec = LayerSpec(32, 8, dim, 1.0, **rest)
@@ -72,12 +87,20 @@ def compile_attention(target: GPUTarget, dim: int, dtype: str, tiles: Tiles, **r
         if spec.sinks is None:
             given["sinks"] = None
         built = compile_kernel(kernels.attend, target, dtype, given, tiles.warps)
-        usage = registers(built.asm["cubin"]) if "cubin" in built.asm else ""
-        limit = (227 if tiles in TILES.values() else 64) << 10  # bytes that a program may have
-        print(f"{target.arch} {dtype} head size {dim} {'mixed' if mixed else 'single'}: "
-              f"{built.metadata.shared} bytes shared, {usage}", flush=True)  # fmt: skip
-        assert built.metadata.shared <= limit
-        assert "spilled" not in usage or "0 bytes spilled" in usage
+        what = f"{target.arch} {dtype} head size {dim} {'mixed' if mixed else 'single'}"
+        report(built, what, limit=(227 if tiles in TILES.values() else 64) << 10)
+
+
+def compile_product(target: GPUTarget, dtype: str, codes: str, rows: int) -> None:
+    tiles = quantized_kernel.constants(rows, 128, halves=codes == "u8")
+    warps = tiles.pop("num_warps")
+    given = {**tiles, "OUTPUTS": 4096, "INPUTS": 4096, "GROUP": 128, "BIASED": False, "bias": None,
+             "PRECISION": "ieee" if target.backend == "hip" else "tf32x3"}  # fmt: skip
+    if codes != "u8":
+        given["lows"] = None
+    built = compile_kernel(quantized_kernel.product, target, dtype, given, warps, codes=codes)
+    limit = (64 if target.backend == "hip" else 99) << 10  # bytes that every one of them has
+    report(built, f"{target.arch} {dtype} product with {codes}, {rows} rows", limit)
 
 
 def main() -> None:
@@ -93,6 +116,11 @@ def main() -> None:
     for target in (HOPPER, MI300):
         compile_kernel(kernels.write_pages, target, "bf16", paged)
         compile_kernel(kernels.join, target, "bf16", {**sizes, "SINKS": True})
+    for codes in ("i8", "fp8e4nv", "u8"):
+        for rows in quantized_kernel.TILES:
+            compile_product(HOPPER, "bf16", codes, rows)
+        for target in (ADA, MI300):
+            compile_product(target, "bf16", codes, max(quantized_kernel.TILES))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ LOGITS_KEPT = 64  # rows of logits that do
 
 # Decoder layers whose forward, in the plain configuration, is exactly the one computed here.
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+QUANTIZATIONS = ("none", "int8")
 
 
 def _pointers(*names: str) -> tuple[tuple[str, Any], ...]:
