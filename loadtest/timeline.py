@@ -34,8 +34,12 @@ def timeline(outcomes: Sequence[Outcome], bins: int = _BINS) -> list[dict[str, A
         rows[place(o.ended)]["done"] += o.error is None
         if o.chunk_times and o.error is None:
             weight = (o.output_tokens or 0) / len(o.chunk_times)
-            for time in o.chunk_times:
-                rows[place(time)]["tokens"] += weight
+            last, before = place(o.chunk_times[-1]), 0
+            for index in range(place(o.chunk_times[0]), last + 1):
+                after = bisect_left(o.chunk_times, start + (index + 1) * width)
+                after = after if index < last else len(o.chunk_times)
+                rows[index]["tokens"] += weight * (after - before)
+                before = after
             firsts[place(o.scheduled)].append((o.chunk_times[0] - o.scheduled) * 1e3)
     flight = in_flight(outcomes, bins)
     for row, delays, count in zip(rows, firsts, flight, strict=True):

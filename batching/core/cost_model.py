@@ -50,6 +50,7 @@ _PRIOR_VARIANCE = 25.0  # of a coefficient in units of its prior mean
 _NOISE_VARIANCE = 0.01  # of a step's duration relative to itself
 _FORGETTING = 0.99  # half the weight after about 70 steps
 _ERROR_DECAY = 0.95
+_EXACT = 1e-3  # relative error below which a forecast leaves nothing to learn
 
 
 class CostModel:
@@ -57,8 +58,9 @@ class CostModel:
 
     Coefficients are kept in units of the prior, each observation is divided by its own size, and
     an error beyond a few times the usual one is weighted down (Huber), so a stalled step moves
-    little. Negative coefficients are projected to zero. Forgetting never makes the model less
-    certain than the prior: decode-only hours do not unlearn prefill. O(1) per step; pure.
+    little, and a forecast that was right nothing. Negative coefficients are projected to zero.
+    Forgetting never makes the model less certain than the prior: decode-only hours do not unlearn
+    prefill. O(1) per step; pure.
     """
 
     def __init__(self, state: CostState | None = None) -> None:
@@ -125,6 +127,13 @@ class CostModel:
         forecast = self.predict(features)
         scale = max(forecast, seconds)
         error = (seconds - forecast) / scale
+        usual = 3.0 * self.relative_error + 0.02
+        # A lasting change must get through: what is surprising now widens what is usual.
+        surprise = min(abs(error), 2.0 * usual)
+        self.relative_error += (1.0 - _ERROR_DECAY) * (surprise - self.relative_error)
+        self.updates += 1
+        if abs(error) < _EXACT:
+            return
         x = [
             _PRIOR[0] / scale,
             _PRIOR[1] * features.prefill_tokens / scale,
@@ -132,13 +141,7 @@ class CostModel:
             _PRIOR[3] * features.context_tokens / scale,
             _PRIOR[4] * features.prefill_pairs / scale,
         ]
-        usual = 3.0 * self.relative_error + 0.02
         noise = _NOISE_VARIANCE * max(1.0, abs(error) / usual)
-        # A lasting change must get through: what is surprising now widens what is usual.
-        surprise = min(abs(error), 2.0 * usual)
-        self.relative_error += (1.0 - _ERROR_DECAY) * (surprise - self.relative_error)
-        self.updates += 1
-
         px = [sum(p * v for p, v in zip(row, x, strict=True)) for row in self._covariance]
         variance = noise + sum(p * v for p, v in zip(px, x, strict=True))
         self._scaled = [s + p * error / variance for s, p in zip(self._scaled, px, strict=True)]

@@ -13,6 +13,7 @@ class Draft:
     __slots__ = (
         "_chunks", "_context", "_inits", "_pairs", "_prefill_tokens", "_shares", "began", "epochs",
         "forecast", "lack", "plan", "preempted", "samples", "sequences", "shortage", "step",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, step: int, now: float) -> None:
@@ -21,6 +22,7 @@ class Draft:
         self.sequences: list[Sequence] = []
         self.epochs: list[int] = []  # the sequences' epochs when they were placed
         self.samples = 0
+        self.tokens = 0  # computed in the step
         self.shortage = False  # a decode lacked a block: no new sequences in this step
         self.preempted: list[str] = []
         self.lack: Lack | None = None  # what somebody still waits for
@@ -50,6 +52,7 @@ class Draft:
         self._shares.append(SequencePlan(sequence.slot, start, count, sample, new_blocks))
         self.sequences.append(sequence)
         self.epochs.append(sequence.epoch)
+        self.tokens += count
         self._context += end
         if count > 1:
             self._prefill_tokens += count
@@ -79,3 +82,31 @@ class Draft:
         """The finished plan."""
         self.plan = StepPlan(self.step, tuple(self._inits), tuple(self._shares))
         return self.plan
+
+    # -- the same again, for simulations ---------------------------------------------------------
+
+    def only_decodes(self, running: list[Sequence]) -> bool:
+        """Whether it is a token for each of `running`, after a token, and nothing else."""
+        return (
+            self.samples == self.tokens == len(running)
+            and not (self._chunks or self.preempted or self.shortage)
+            and self.sequences == running
+        )
+
+    def move_on(self, steps: int, now: float, lack: Lack | None, forecast: float) -> None:
+        """Become the step so many later, planned `now`, of the same sequences, which have grown."""
+        self.step += steps
+        self.began = now
+        self.lack = lack
+        self.forecast = forecast
+        self._context += steps * len(self.sequences)
+
+    def reseal(self, behind: int, block_size: int) -> StepPlan:
+        """The plan after a move, when sequences have computed `behind` tokens since its start."""
+        self._shares = []
+        for sequence in self.sequences:
+            start = sequence.computed - behind
+            block, within = divmod(start, block_size)
+            new_blocks = () if within else (sequence.blocks[block],)
+            self._shares.append(SequencePlan(sequence.slot, start, 1, True, new_blocks))
+        return self.seal()

@@ -46,6 +46,11 @@ class Residents:
         """Whether the queue's head, when last tried, lacked a slot or blocks."""
         return not self._slots or self._refused is not None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no slot is free."""
+        return not self._slots
+
     def expected_output(self) -> float:
         """Tokens that the running sequences will probably still generate, all together."""
         return self.output_forecast.share * self._growth_limit * self._limits.block_size
@@ -189,6 +194,35 @@ class Residents:
             tokens = sequence.tokens[index * size : (index + 1) * size]
             sequence.chain = self.pool.register(sequence.blocks[index], sequence.chain, tokens)
             sequence.registered += 1
+
+    def decode(self, steps: int, token: int, ahead: int) -> None:
+        """Give every running sequence `token`, computed and known, in each of so many steps, fewer
+        than a block has tokens or as many, with `ahead` plans uncommitted.
+
+        Blocks are taken and offered in the order in which these steps would.
+        """
+        size = self._limits.block_size
+        due: list[tuple[int, int, int, bool]] = []  # step, with its commit or plan, whose, to grow
+        for place, sequence in enumerate(self.running):
+            computed = sequence.computed
+            grows = len(sequence.blocks) * size - computed
+            if grows < steps:
+                due.append((grows, 1, place, True))
+            # With one plan ahead a block's last token is known when it is computed, with two it
+            # becomes known a step later, by a commit.
+            filled = (ahead - 2 - computed) % size
+            if filled < steps:
+                due.append((filled, 2 - ahead, place, False))
+            sequence.tokens += [token] * steps
+            sequence.computed += steps
+            sequence.last_step += steps
+            self._waiting.charge(sequence, steps)
+        for _, _, place, to_grow in sorted(due):
+            if to_grow:
+                self.grow(self.running[place])
+            else:
+                self.register(self.running[place])
+        self.committed += steps
 
     def evict(self, sequence: Sequence) -> None:
         """Take slot and blocks from a running sequence."""

@@ -171,7 +171,7 @@ class Scheduler:
         self._residents.committed = result.step
         self.last_step = draft.summary(now)
         self.cost_model.update(draft.features(), result.seconds)
-        self._totals.count_step(draft, result)
+        self._totals.count_steps((result.seconds,), draft.tokens, draft.forecast)
         events: list[TokenEvent] = []
         shares = draft.plan.sequences
         samples = zip(result.tokens, result.logprobs or (None,) * draft.samples, strict=True)

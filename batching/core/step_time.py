@@ -54,14 +54,23 @@ class StepTime(msgspec.Struct, frozen=True):
 
     def seconds(self, load: StepLoad) -> float:
         """Time of a step."""
-        left, share = _place(load.rows, self.knots)
-        base = self.curve[left] + share * (self.curve[left + 1] - self.curve[left])
         return (
-            max(base, 0.0)
+            self._base(load.rows)
             + self.sample * load.samples
             + self.context * load.context
             + self.pair * load.pairs
         )
+
+    def decode_seconds(self, sequences: int, context: int, steps: int) -> list[float]:
+        """Times of steps that give each sequence a token; the first reads so many positions."""
+        fixed = self._base(sequences) + self.sample * sequences
+        end = context + steps * sequences
+        return [fixed + self.context * read for read in range(context, end, sequences)]
+
+    def _base(self, rows: int) -> float:
+        left, share = _place(rows, self.knots)
+        base = self.curve[left] + share * (self.curve[left + 1] - self.curve[left])
+        return max(base, 0.0)
 
 
 def fit(samples: Sequence[tuple[StepLoad, float]], knots: Sequence[int]) -> StepTime:

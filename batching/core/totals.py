@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from batching.core.cost_model import CostModel, StepFeatures
-from batching.core.draft import Draft
 from batching.core.policy import WaitingQueue
 from batching.core.residents import Residents
 from batching.core.sequence import Sequence
-from batching.core.types import EngineStats, Limits, Outlook, StepResult
+from batching.core.types import EngineStats, Limits, Outlook
 
 _TRUSTED_UPDATES = 8  # steps before the cost model is more than its prior
 
@@ -25,13 +24,14 @@ class Totals:
         self.prefilling = self.prefilled = 0  # sequences in mid-prompt, their computed tokens
         self.step_seconds = self.forward_seconds = self.forecast = 0.0
 
-    def count_step(self, draft: Draft, result: StepResult) -> None:
-        """A step was committed."""
-        self.steps += 1
-        self.step_tokens = draft.plan.token_count
-        self.step_seconds = result.seconds
-        self.forward_seconds += result.seconds
-        self.forecast = draft.forecast
+    def count_steps(self, seconds: Iterable[float], tokens: int, forecast: float) -> None:
+        """Steps were committed; so many tokens were computed in the last."""
+        for time in seconds:
+            self.steps += 1
+            self.step_seconds = time
+            self.forward_seconds += time
+        self.step_tokens = tokens
+        self.forecast = forecast
 
     def count_prefills(self, sequences: Iterable[Sequence]) -> None:
         """Of these, which have prompts to compute, those are in mid-prompt that sample nothing."""

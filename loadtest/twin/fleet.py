@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from batching.core.step_time import StepTime
-from batching.core.types import FinishReason, Limits, Request, SamplingParams, TokenEvent
+from batching.core.types import FinishReason, Limits, Request, SamplingParams
 from loadtest.events import Outcome
 from loadtest.measure import summarize
 from loadtest.slo import Slo
-from loadtest.twin.replica import FrontEnd, Replica
+from loadtest.twin.replica import FrontEnd, News, Replica
 from loadtest.twin.routing import Router
 
 _CLIENT_SECONDS = 0.0005  # between a response and the next request of a closed loop
@@ -160,8 +160,7 @@ class Fleet:
             self._sample(now)
             self.now = max(self.now, now)
             replica = self.replicas[place]
-            events = replica.advance(now)
-            ended = self._deliver(events, now + replica.front.reply)
+            ended = self._deliver(replica.advance(now), replica.front.reply)
             ended += self._refuse(replica, now)
             self._schedule(place)
             if ended and stop_at_end:
@@ -173,31 +172,37 @@ class Fleet:
         heaps = (self._heap, self._following)
         return min((heap[0][0] for heap in heaps if heap), default=float("inf"))
 
-    def _deliver(self, events: Sequence[TokenEvent], now: float) -> list[float]:
+    def _deliver(self, news: Sequence[News], delay: float) -> list[float]:
+        """News reach the clients. Returns when those knew whose requests ended."""
         ended = []
-        for event in events:
-            outcome, request, place, job = self._open[event.id]
-            times = outcome.chunk_times
-            if event.cached_tokens:
-                outcome.cached_tokens = event.cached_tokens
-            if event.tokens:
-                assert outcome.output_tokens is not None
-                outcome.output_tokens += len(event.tokens)
-                if self._every_token or len(times) < 2:
-                    times.append(now)
-                else:
-                    times[1] = now
-            if event.finish is not None:
-                outcome.ended = now
-                outcome.finish = FinishReason(event.finish).value
-                self.replicas[place].finished(request)
-                del self._open[event.id]
-                if job.then is None:
-                    ended.append(now)
-                else:
-                    due = now + _CLIENT_SECONDS + job.then.think
-                    heapq.heappush(self._following, (due, self._sent, job.then))
+        for events, times in news:
+            heard = [time + delay for time in times]
+            for event in events:
+                outcome = self._open[event.id][0]
+                if event.cached_tokens:
+                    outcome.cached_tokens = event.cached_tokens
+                if event.tokens:
+                    assert outcome.output_tokens is not None
+                    outcome.output_tokens += len(event.tokens)
+                    if self._every_token:
+                        outcome.chunk_times += heard
+                    else:
+                        outcome.chunk_times[1:] = heard[-1:]
+                if event.finish is not None:
+                    ended += self._end(event.id, event.finish, heard[-1])
         return ended
+
+    def _end(self, name: str, why: FinishReason, now: float) -> list[float]:
+        """A request has ended. Returns when, if its user asks for nothing more."""
+        outcome, request, place, job = self._open.pop(name)
+        outcome.ended = now
+        outcome.finish = why.value
+        self.replicas[place].finished(request)
+        if job.then is None:
+            return [now]
+        due = now + _CLIENT_SECONDS + job.then.think
+        heapq.heappush(self._following, (due, self._sent, job.then))
+        return []
 
     def _refuse(self, replica: Replica, now: float) -> list[float]:
         ended = []
@@ -213,16 +218,18 @@ class Fleet:
         self._sample_every, self._sample_next = every, self.now
 
     def _sample(self, now: float) -> None:
-        """Gauges as the server would tell them, summed (blocks: averaged) over replicas."""
-        if now < self._sample_next:
-            return
-        stats = [replica.scheduler.stats() for replica in self.replicas]
-        used, total = sum(s.blocks_used for s in stats), sum(s.blocks_total for s in stats)
-        gauges: dict[str, Any] = {
-            "t": now,
-            "running": sum(s.running for s in stats),
-            "waiting": sum(s.waiting for s in stats),
-            "kv": used / total,
-        }
-        self.samples.append(gauges)
-        self._sample_next = now + self._sample_every
+        """Gauges as the server would tell them, summed (blocks: averaged) over replicas, at all
+        times of sampling until now."""
+        while self._sample_next <= now:
+            for replica in self.replicas:
+                self._deliver(replica.catch_up(self._sample_next), replica.front.reply)
+            stats = [replica.scheduler.stats() for replica in self.replicas]
+            used, total = sum(s.blocks_used for s in stats), sum(s.blocks_total for s in stats)
+            gauges: dict[str, Any] = {
+                "t": self._sample_next,
+                "running": sum(s.running for s in stats),
+                "waiting": sum(s.waiting for s in stats),
+                "kv": used / total,
+            }
+            self.samples.append(gauges)
+            self._sample_next += self._sample_every

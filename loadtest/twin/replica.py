@@ -1,16 +1,20 @@
 """One simulated server: the production scheduler and block pool, and a step time for a worker.
 
 It mirrors the engine's loop (`batching/engine/loop.py`): take in what arrived, plan, run, commit;
-with overlap one more step is planned while one runs. Nothing here decides anything.
+with overlap one more step is planned while one runs. Nothing here decides anything. While steps are
+alike, their times are worked out ahead, and the scheduler leaps when somebody comes or ends.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate, islice
 
 import msgspec
 
-from batching.core.scheduler import Scheduler
+from batching.core.leap import LeapingScheduler
 from batching.core.step_time import StepLoad, StepTime
 from batching.core.types import Limits, Request, StepPlan, StepResult, TokenEvent
 
@@ -41,11 +45,14 @@ class _Turn:
         return self.begin + self.seconds * len(self.requests)
 
 
+News = tuple[list[TokenEvent], Sequence[float]]  # each event has a token for each time, or none
+
+
 class Replica:
     """Advances from event to event; `wake` is when the next is due (None while idle)."""
 
     def __init__(self, limits: Limits, step_time: StepTime, front: FrontEnd) -> None:
-        self.scheduler = Scheduler(limits)
+        self.scheduler = LeapingScheduler(limits)
         self.front = front
         self.queued_tokens = 0  # of unfinished requests: prompts not answered yet, outputs to come
         self.busy_seconds = 0.0
@@ -53,16 +60,23 @@ class Replica:
         self._step_time = step_time
         self._overlap = limits.overlap
         self._turns: deque[_Turn] = deque()
-        self._flight: deque[tuple[StepPlan, float, float]] = deque()  # plan, seconds, end
-        self._device_free = 0.0
+        self._flight: deque[StepPlan] = deque()
+        # Of the steps in flight, and of those after them that will be alike if nobody comes.
+        self._seconds: list[float] = []
+        self._ends: list[float] = []
+        self._newest = StepLoad(0, 0, 0, 0)  # load of the step planned last
         self._waiting_for_commit = False
 
     @property
     def wake(self) -> float | None:
         """When to call `advance` next."""
-        if self._flight and self._waiting_for_commit:
-            return self._flight[0][2]
-        return self._turns[0].end if self._turns else None
+        turn = self._turns[0].end if self._turns else None
+        if not (self._flight and self._waiting_for_commit):
+            return turn
+        alike = len(self._ends) - len(self._flight)
+        if turn is not None:
+            alike = min(alike, bisect_left(self._ends, turn))
+        return self._ends[alike]
 
     def send(self, request: Request, now: float) -> None:
         """A request arrives at the server."""
@@ -73,13 +87,16 @@ class Replica:
         turns[-1].requests.append(request)
         self.queued_tokens += len(request.prompt) + request.params.max_tokens
 
-    def advance(self, now: float) -> list[TokenEvent]:
-        """Handle what is due at `now`. Returns the news of a step that ended, if one did."""
-        events: list[TokenEvent] = []
+    def advance(self, now: float) -> list[News]:
+        """Handle what is due at `now`. Returns the news since the last call, in order of time."""
+        news = self.catch_up(now)
+        del self._seconds[len(self._flight) :], self._ends[len(self._flight) :]
         if self._waiting_for_commit and self._flight:
-            plan, seconds, _ = self._flight.popleft()
+            plan, seconds = self._flight.popleft(), self._seconds.pop(0)
+            del self._ends[0]
             tokens = (GENERATED,) * sum(s.sample for s in plan.sequences)
             events = self.scheduler.commit(StepResult(plan.step, tokens, seconds), now)
+            news.append((events, (now,)))
             self.busy_seconds += seconds
         self._waiting_for_commit = False
         self._take_in(now)
@@ -90,16 +107,42 @@ class Replica:
             elif not self._flight:
                 break
             self._waiting_for_commit = plan_made is None or len(self._flight) > self._overlap
-        return events
+        self._look_ahead()
+        return news
+
+    def catch_up(self, now: float) -> list[News]:
+        """Leap over the steps that ended before `now`, as far as they are alike."""
+        count = min(bisect_left(self._ends, now), len(self._ends) - len(self._flight))
+        if not count:
+            return []
+        seconds, ends = self._seconds[:count], self._ends[:count]
+        del self._seconds[:count], self._ends[:count]
+        self._flight = deque(self.scheduler.leap(seconds, ends, GENERATED))
+        for time in seconds:
+            self.busy_seconds += time
+        tokens = (GENERATED,) * count
+        names = self.scheduler.running
+        return [([TokenEvent(name, tokens) for name in names], ends)]
 
     def finished(self, request: Request) -> None:
         """The request has ended; its tokens are no load any more."""
         self.queued_tokens -= len(request.prompt) + request.params.max_tokens
 
     def _submit(self, plan: StepPlan, now: float) -> None:
-        seconds = self._step_time.seconds(StepLoad.of(plan))
-        self._device_free = max(self._device_free, now) + seconds
-        self._flight.append((plan, seconds, self._device_free))
+        self._newest = StepLoad.of(plan)
+        seconds = self._step_time.seconds(self._newest)
+        self._flight.append(plan)
+        self._seconds.append(seconds)
+        self._ends.append(max(self._ends[-1] if self._ends else 0.0, now) + seconds)
+
+    def _look_ahead(self) -> None:
+        """Work out when the steps will end that are like the newest."""
+        count, rows = self.scheduler.steady_steps(), self._newest.rows
+        if count:
+            context = self._newest.context + rows
+            seconds = self._step_time.decode_seconds(rows, context, count)
+            self._seconds += seconds
+            self._ends += islice(accumulate(seconds, initial=self._ends[-1]), 1, None)
 
     def _take_in(self, now: float) -> None:
         while self._turns and self._turns[0].end <= now:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -108,7 +109,7 @@ def shortage(model: ModelCard, hardware: Hardware, context: int, devices: int) -
 def alone(server: Server, shape: Shape) -> dict[str, float]:
     """Latency figures of one request at a time."""
     fleet = server.fleet()
-    return figures(fleet.summary(fleet.closed_loop(shape.jobs(8, None, 0), 1)))
+    return figures(fleet.summary(fleet.closed_loop(shape.jobs(8, None, 0), 1, math.inf)))
 
 
 def saturated(server: Server, shape: Shape) -> dict[str, float]:
@@ -117,7 +118,7 @@ def saturated(server: Server, shape: Shape) -> dict[str, float]:
     running = max(1, min(server.limits.max_sequences, server.concurrent(tokens)))
     fleet = server.fleet()
     jobs = shape.jobs(4 * running, None, 0)
-    return figures(fleet.summary(fleet.closed_loop(jobs, 2 * running)))
+    return figures(fleet.summary(fleet.closed_loop(jobs, 2 * running, math.inf)))
 
 
 def goodput(server: Server, shape: Shape, slo: Slo) -> dict[str, float] | None:
@@ -129,7 +130,7 @@ def goodput(server: Server, shape: Shape, slo: Slo) -> dict[str, float] | None:
         count = max(_PROBE_REQUESTS, min(round(rate * _PROBE_SECONDS), 20 * _PROBE_REQUESTS))
         jobs = shape.jobs(count, Arrivals(rate).times(count, 0), 0)
         fleet = server.fleet()
-        outcomes = fleet.open_loop(jobs, float("inf"))
+        outcomes = fleet.open_loop(jobs, math.inf)
         met = meets(outcomes, slo)
         found = figures(fleet.summary(outcomes, slo))
         if met and rate > best.get("rate", 0.0):
@@ -167,7 +168,7 @@ def fewest_replicas(
 
     def tried(replicas: int) -> Plan | None:
         fleet = server.fleet(replicas, routing)
-        outcomes = fleet.open_loop(trace_jobs(trace), float("inf"))
+        outcomes = fleet.open_loop(trace_jobs(trace), math.inf)
         if not meets(outcomes, slo):
             return None
         busy = sum(r.busy_seconds for r in fleet.replicas) / max(fleet.now * replicas, 1e-9)

@@ -47,7 +47,9 @@ def decode_step_us(sequences: int, prompt_length: int, policy: str = "fcfs") -> 
 
 
 def _result(plan: StepPlan) -> StepResult:
-    return StepResult(plan.step, (1,) * sum(s.sample for s in plan.sequences), 0.01)
+    # No machine is so even that the cost model has nothing to learn.
+    seconds = 0.01 + 0.0003 * (plan.step % 7)
+    return StepResult(plan.step, (1,) * sum(s.sample for s in plan.sequences), seconds)
 
 
 def _step(scheduler: Scheduler) -> None:

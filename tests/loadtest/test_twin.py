@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from batching.core.event_log import RecordingScheduler
+from batching.core.leap import LeapingScheduler
 from batching.core.scheduler import Scheduler
 from batching.core.step_time import StepLoad, StepTime
 from batching.core.types import Limits, Request, SamplingParams, StepPlan, StepResult
@@ -107,6 +108,29 @@ def test_the_twin_is_the_engine_on_another_clock(overlap: int, num_blocks: int) 
     predicted = [o.ended for o in twin.open_loop(jobs)]
     engine = VirtualEngine(msgspec.structs.replace(LIMITS, num_blocks=num_blocks, overlap=overlap))
     assert predicted == pytest.approx(engine.run(jobs), abs=1e-9)
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("how", [{}, {"num_blocks": 40}, {"max_sequences": 2}])
+def test_leaps_over_equal_steps_change_nothing(
+    overlap: int, how: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcomes() -> list[object]:
+        twin = Fleet(
+            msgspec.structs.replace(LIMITS, overlap=overlap, **how),
+            TIME,
+            ROUTERS["least-loaded"](),
+            2,
+        )
+        opened = twin.open_loop(trace_jobs(trace(60, 0.2)), 0.25)
+        closed = twin.closed_loop(trace_jobs(trace()), 5, 0.25)
+        busy = [replica.busy_seconds for replica in twin.replicas]
+        return [opened, closed, twin.samples, twin.now, busy]
+
+    leapt = outcomes()
+    with monkeypatch.context() as patch:
+        patch.setattr(LeapingScheduler, "steady_steps", lambda _: 0)
+        assert outcomes() == leapt
 
 
 @pytest.mark.parametrize("routing", list(ROUTERS))
