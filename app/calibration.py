@@ -26,6 +26,7 @@ from config.flags import ServeParser
 from config.load import SettingsError, load_settings
 from loadtest.client import Client
 from loadtest.events import Outcome
+from loadtest.flags import new_file, positive
 from loadtest.twin.calibrate import Calibration, Driver, learn
 
 _NAME = "calibrated"
@@ -39,8 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         epilog="All other flags are those of slipstream serve, and change the profile as they "
         "change the server.",
     )  # fmt: skip
-    parser.add_argument("--for", dest="seconds", type=float, default=20.0, help="seconds [20]")
-    parser.add_argument("--out", type=Path, required=True, help="profile to write, JSON")
+    parser.add_argument("--for", dest="seconds", type=positive(float), default=20.0,
+                        help="seconds [20]")  # fmt: skip
+    parser.add_argument("--out", type=new_file, required=True, help="profile to write, JSON")
     ours, rest = parser.parse_known_args(arguments)
     try:
         engine, _ = load_settings(vars(ServeParser().parse_args(rest)))

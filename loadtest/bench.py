@@ -47,7 +47,7 @@ class Bench:
         options = self._options
         if options.find_rate is not None and self._slo is None:
             raise ValueError("--find-rate needs --slo")
-        card = (await self._client.get("/v1/models"))["data"][0]
+        card = await self._card()
         self._context = card.get("max_model_len")
         self._common = Common(options.model or card["id"], options.temperature, options.ignore_eos)
         began = datetime.now(UTC)
@@ -84,6 +84,17 @@ class Bench:
             },
             "warnings": warnings,
         } | found
+
+    async def _card(self) -> dict[str, Any]:
+        """What the server says of its first model, or of the one that was asked for."""
+        url, wanted = self._options.url, self._options.model
+        try:
+            cards = (await self._client.get("/v1/models"))["data"]
+            return next((c for c in cards if c["id"] == wanted), cards[0])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{url}: {error}") from error
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"{url}: /v1/models lists no model") from error
 
     async def _once(
         self, seed: int, rate: float | None = None
@@ -146,6 +157,9 @@ class Bench:
             nonlocal best, last, seed
             seed += 1  # new prompts: nothing may come from the prefix cache by accident
             _, last = await self._once(seed, rate)
+            if not last["summary"]["requests"]["completed"]:
+                kinds = ", ".join(last["summary"]["errors"])
+                raise ValueError(f"at {rate:g} requests/s none completed: {kinds}")
             kept = last["summary"]["goodput"]
             if kept["met"] and rate >= best.get("rate", 0.0):
                 best = {"rate": rate, "run": last}

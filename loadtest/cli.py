@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         result = _run(_bench(options))
     except (OSError, ValueError) as error:
-        print(f"slipstream bench: error: {options.url}: {error}", file=sys.stderr)
+        print(f"slipstream bench: error: {error}", file=sys.stderr)
         return 2
     print(render(result))
     write(result, options.out, options.html)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from loadtest.figures import FIGURES, figures
+from loadtest.flags import natural
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,7 +20,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("a", type=Path, metavar="A.json", help="a result: before")
     parser.add_argument("b", type=Path, metavar="B.json", help="after")
     parser.add_argument(
-        "--tolerance", type=float, default=5.0, help="per cent that count as equal (default 5)"
+        "--tolerance",
+        type=natural(float),
+        default=5.0,
+        help="per cent that count as equal (default 5)",
     )
     options = parser.parse_args(arguments)
     try:

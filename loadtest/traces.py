@@ -36,13 +36,15 @@ class TraceRequest(msgspec.Struct, frozen=True, gc=False):
 
 def load_trace(path: Path) -> list[TraceRequest]:
     """All requests of a file in order of time. Raises `ValueError` if it is no known trace."""
-    with path.open(newline="") as file:
-        head = file.readline()
-        file.seek(0)
-        try:
+    try:
+        with path.open(newline="") as file:
+            head = file.readline()
+            file.seek(0)
             found = list(_read_json(file) if head.startswith("{") else _read_csv(file))
-        except (KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
-            raise ValueError(f"{path} is not a trace: {error!r}") from error
+    except KeyError as error:
+        raise ValueError(f"{path} is not a trace: a request has no {error}") from error
+    except (TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not a trace: {error}") from error
     if not found:
         raise ValueError(f"{path} has no requests")
     found.sort(key=lambda request: request.offset)

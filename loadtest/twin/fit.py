@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from loadtest.flags import positive
+from loadtest.flags import new_file, positive
 from loadtest.slo import Limits as SloLimits
 from loadtest.slo import Slo, load_slo
 from loadtest.twin.hardware import Hardware, hardware_names, load_hardware
-from loadtest.twin.model_card import QUANTIZED_BITS, ModelCard, load_card
+from loadtest.twin.model_card import QUANTIZED_BITS, ModelCard, context_of, load_card
 from loadtest.twin.sizing import (
     DEVICES,
     Server,
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         shape = Shape(options.input_tokens, options.output_tokens)
         slo = load_slo(options.slo) if options.slo else USUAL_SLO
         machines = [load_hardware(name) for name in options.hardware or hardware_names()]
-        context = options.max_model_len or card.context
+        context = context_of(card, options.max_model_len)
         if shape.input_tokens + shape.output_tokens > context:
             raise ValueError(f"requests of this length exceed the context of {context}")
     except (OSError, ValueError) as error:
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input-tokens", type=positive(int), default=1000, help="mean prompt")
     parser.add_argument("--output-tokens", type=positive(int), default=200, help="mean output")
     parser.add_argument("--slo", type=Path, help="YAML; default: TTFT 2 s, TPOT 100 ms, 95 %%")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     return parser
 
 
@@ -142,7 +142,7 @@ def settings_for(server: Server, quantization: str) -> dict[str, Any]:
 def _advice(card: ModelCard, machine: Hardware, options: argparse.Namespace) -> list[str]:
     """What is missing, and what would help."""
     devices = options.devices or (1 if machine.kind == "cpu" else DEVICES[-1])
-    context = min(options.max_model_len or card.context, card.context)
+    context = context_of(card, options.max_model_len)
     missing = shortage(card, machine, context, devices)
     advice = [
         f"{missing / _GB:.1f} GB too little on {devices}, of {machine.memory / _GB:.0f} GB each"

@@ -47,6 +47,8 @@ def jobs_like(
     Of chats only the words are known: how many tokens they and the answers came to on average, the
     server has counted. Raises `ValueError` for what cannot be simulated.
     """
+    if not isinstance(measured.get("options"), dict) or "load" not in measured:
+        raise ValueError("the result does not say what its load was")
     flags = vars(bench_parser(None).parse_args([])) | measured["options"]
     if flags["trace"] is not None:
         flags["trace"] = Path(flags["trace"])

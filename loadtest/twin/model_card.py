@@ -58,6 +58,13 @@ class ModelCard(msgspec.Struct, frozen=True):
         return (dense + touched) * self.weight_bits / 8
 
 
+def context_of(card: ModelCard, asked: int | None) -> int:
+    """The tokens of a sequence that were asked for, by default all. Raises `ModelError`."""
+    if asked is not None and asked > card.context:
+        raise ModelError(f"{asked} tokens exceed the model's context of {card.context}")
+    return asked or card.context
+
+
 def load_card(model: str, quantization: str = "none", kv_bits: int = 16) -> ModelCard:
     """From a folder with a config.json (or that file itself); empty is the built-in model.
 

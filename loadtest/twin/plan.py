@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from loadtest.flags import add_trace_flags, positive
+from loadtest.flags import add_trace_flags, new_file, positive
 from loadtest.slo import load_slo
 from loadtest.traces import TraceRequest
 from loadtest.twin.hardware import Hardware, hardware_names, load_hardware
-from loadtest.twin.model_card import QUANTIZED_BITS, ModelCard, load_card
+from loadtest.twin.model_card import QUANTIZED_BITS, ModelCard, context_of, load_card
 from loadtest.twin.routing import ROUTERS
 from loadtest.twin.simulate import trace_of
 from loadtest.twin.sizing import Plan, cost_per_million, fewest_replicas, smallest_server
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         slo = load_slo(options.slo)
         card = load_card(options.model, options.quantization)
         machines = [load_hardware(name) for name in options.hardware or hardware_names()]
-        context = min(options.max_model_len or card.context, card.context)
+        context = context_of(card, options.max_model_len)
         trace, notes = trace_of(options, context)
     except (OSError, ValueError) as error:
         print(f"slipstream plan: error: {error}", file=sys.stderr)
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-model-len", type=positive(int), help="default: the model's")
     parser.add_argument("--routing", choices=list(ROUTERS), default="least-loaded", help="between")
     parser.add_argument("--seed", type=int, default=0, help="of the trace's changes")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     return parser
 
 

@@ -22,7 +22,7 @@ from batching.core.types import Limits
 from loadtest.compare import load
 from loadtest.events import Outcome
 from loadtest.figures import figures
-from loadtest.flags import add_trace_flags, positive
+from loadtest.flags import add_trace_flags, new_file, positive
 from loadtest.measure import summarize
 from loadtest.report import SCHEMA, course, render, write
 from loadtest.slo import Slo, load_slo
@@ -36,7 +36,7 @@ from loadtest.twin.hardware import (
     load_profile,
 )
 from loadtest.twin.jobs import jobs_like, trace_jobs
-from loadtest.twin.model_card import QUANTIZED_BITS, load_card
+from loadtest.twin.model_card import QUANTIZED_BITS, context_of, load_card
 from loadtest.twin.replica import FrontEnd
 from loadtest.twin.routing import ROUTERS
 
@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--routing", choices=list(ROUTERS), default="least-loaded", help="between")
     parser.add_argument("--slo", type=Path, help="YAML file of limits, for goodput")
     parser.add_argument("--seed", type=int, default=0, help="of what is random in the load")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--html", type=Path, help="report to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
+    parser.add_argument("--html", type=new_file, help="report to write")
     return parser
 
 
@@ -123,6 +123,7 @@ def twin_of(options: argparse.Namespace) -> Twin:
         limits = msgspec.structs.replace(profile.limits, **changed)
         return Twin(profile.model, limits, profile.step_time, describe(profile), profile.front)
     card, hardware = load_card(options.model, options.quantization), load_hardware(options.hardware)
+    context_of(card, options.max_model_len)
     found = estimated_limits(card, hardware, options.devices, **changed)
     if found is None:
         raise ValueError(

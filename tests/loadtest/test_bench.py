@@ -82,9 +82,66 @@ async def test_no_server_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "wrong", ["--rate 0", "--rate 1 --concurrency 2", "--requests x", "--spread 1", "--nonsense"]
+    ("wrong", "said"),
+    [
+        ("--rate 0", "--rate: 0 is not above 0"),
+        ("--rate inf", "--rate: inf is not above 0"),
+        ("--rate 1 --concurrency 2", "not allowed with"),
+        ("--requests x", "--requests: invalid int value: 'x'"),
+        ("--warmup -1", "--warmup: -1 is not 0 or more"),
+        ("--spread 1", "--spread: 1 is not in [0, 1)"),
+        ("--nonsense", "unrecognized arguments"),
+        ("--out /no/such/folder/x.json", "x.json cannot be written"),
+        ("--html .", "--html: . is a folder"),
+    ],
 )
-def test_wrong_usage_is_exit_code_2(wrong: str) -> None:
+def test_wrong_usage_is_exit_code_2(
+    wrong: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(wrong.split())
     assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("--slo missing.yaml", "'missing.yaml'"),
+        ("--trace missing.csv", "'missing.csv'"),
+        ("--find-rate 3", "--find-rate needs --slo"),
+        ("--rate 3 --shape wave", "'wave' is no shape"),
+        ("--prefix-tokens 128", "prefix must be shorter"),
+        ("--vocab-size 300", "more than 300 tokens"),
+    ],
+)
+async def test_what_cannot_be_run_is_one_line(
+    wrong: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = await bench(*wrong.split())
+    complaint = capsys.readouterr().err
+    assert code == 2 and complaint.count("\n") == 1 and said in complaint
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"data": []}', b"[]", b"hello"])
+async def test_a_server_without_models_is_one_line(
+    body: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def script(request: dict[str, Any], reply: Reply) -> None:
+        reply._writer.write(plain("200 OK", body))
+
+    async with serving(script, ManualClock()) as server:
+        assert await asyncio.to_thread(main, ["--url", server.url]) == 2
+    assert capsys.readouterr().err.startswith(f"slipstream bench: error: {server.url}: ")
+
+
+async def test_a_search_ends_when_nobody_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadtest.bench.PROBE_SECONDS", 0.05)
+    slo = tmp_path / "slo.yaml"
+    slo.write_text("default: {ttft_ms: 1}")
+    flags = f"--find-rate 400 --slo {slo} --output-tokens 13 --requests 20"
+    code, _ = await bench(*flags.split())
+    assert code == 2
+    assert "at 400 requests/s none completed: HTTP 429" in capsys.readouterr().err

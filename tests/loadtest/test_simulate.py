@@ -103,11 +103,14 @@ async def test_chats_are_simulated_with_the_lengths_that_were_counted(
         ([TRACE, "--model", "nowhere"], "nowhere"),
         ([TRACE, "--hardware", "none.json"], "none.json"),
         (["--like", TRACE], "no result"),
+        (["--like", "{folder}/bare.json"], "does not say what its load was"),
+        ([TRACE, "--max-model-len", "9999"], "the model's context of 2048"),
     ],
 )
 def test_what_cannot_be_is_one_line(
-    flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
+    flags: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(flags) == 2
+    (tmp_path / "bare.json").write_text('{"summary": {}}')
+    assert main([flag.format(folder=tmp_path) for flag in flags]) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1

@@ -144,6 +144,7 @@ def test_a_plan_lists_the_cheapest_first(
         (fit, ["nowhere"], "nowhere"),
         (fit, ["--hardware", "abacus"], "abacus"),
         (fit, ["--input-tokens", "5000"], "context"),
+        (fit, ["--max-model-len", "5000"], "the model's context of 2048"),
         (plan, ["none.csv", "--slo", "none.yaml"], "none.yaml"),
     ],
 )

@@ -76,6 +76,26 @@ def test_a_window_begins_at_zero() -> None:
     assert part[0].input_tokens == 120
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "unknown columns"),
+        (b"a,b\n1,2\n", "unknown columns ['a', 'b']"),
+        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n", "has no requests"),
+        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,x,4\n", "'x'"),
+        (b'{"input_length": 5, "output_length": 5}\n', "a request has no 'timestamp'"),
+        (b'{"input_length": 5,\n', "truncated"),
+        (b"\xff\xfe\x00", "can't decode"),
+    ],
+)
+def test_what_is_no_trace_is_said(tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "trace"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as refusal:
+        load_trace(path)
+    assert str(path) in str(refusal.value) and why in str(refusal.value)
+
+
 def test_scales() -> None:
     assert [r.offset for r in adapted(TRACE, time_scale=0.5)][:3] == [0.0, 0.5, 1.0]
     small = adapted(TRACE, length_scale=0.25)[0]
