@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from batching.core.types import SamplingParams, SequencePlan, SlotInit, StepPlan
@@ -36,13 +37,16 @@ class Steps:
         plan = StepPlan(self.step, inits, sequences)
         return self.worker.wait(self.worker.submit(plan)).seconds
 
-    def prefill(self, slot: int, count: int, room: int = 0) -> float:
-        """Seconds to compute a fresh prompt of `count` tokens in one step; `room` for more."""
+    def prefill(self, slots: Iterable[int], count: int, room: int = 0) -> float:
+        """Seconds to compute fresh prompts of `count` tokens in one step; `room` for more."""
         blocks = -(-max(count, room) // self._block_size)
-        tokens = [(7919 * (slot + 1) * (i + 3)) % self.vocabulary for i in range(count)]
-        init = SlotInit(slot, f"{slot}", tokens, count, GREEDY)
-        table = tuple(range(slot * blocks, (slot + 1) * blocks))
-        return self.run((init,), (SequencePlan(slot, 0, count, True, table),))
+        inits, plans = [], []
+        for slot in slots:
+            tokens = [(7919 * (slot + 1) * (i + 3)) % self.vocabulary for i in range(count)]
+            inits.append(SlotInit(slot, f"{slot}", tokens, count, GREEDY))
+            table = tuple(range(slot * blocks, (slot + 1) * blocks))
+            plans.append(SequencePlan(slot, 0, count, True, table))
+        return self.run(tuple(inits), tuple(plans))
 
     def decode(self, sequences: int, context: int, rounds: int) -> float:
         """Median seconds of a step of `sequences` that each have `context` tokens."""
@@ -50,7 +54,7 @@ class Steps:
             for done in range(0, context, 1024):  # in chunks, as a server would
                 count = min(1024, context - done)
                 if done == 0:
-                    self.prefill(slot, count, context + 1)
+                    self.prefill([slot], count, context + 1)
                 else:
                     self.run((), (SequencePlan(slot, done, count, True),))
         plans = tuple(SequencePlan(slot, context, 1, True) for slot in range(sequences))
@@ -63,7 +67,10 @@ def main() -> None:
     parser.add_argument("--quantization", default="none", choices=("none", "int8"))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sequences", type=int, nargs="*", default=[1, 4, 16, 32, 64])
-    parser.add_argument("--prefill", type=int, nargs="*", default=[32, 128, 512, 2048])
+    parser.add_argument(
+        "--prefill", nargs="*", default=["1x32", "1x128", "1x512", "1x2048", "16x128"],
+        metavar="PROMPTSxTOKENS",
+    )  # fmt: skip
     arguments = parser.parse_args()
     machine = measure()
     print(f"{machine.bandwidth / 1e9:.1f} GB/s, bf16 {machine.bf16 / 1e12:.2f} TFLOP/s, "
@@ -88,13 +95,15 @@ def report(steps: Steps, arguments: argparse.Namespace, machine: Machine) -> Non
         best = token_seconds(size, machine, sequences)
         print(f"{sequences:6} {context:6} {seconds * 1e3:9.2f} {best / seconds:6.0%}", flush=True)
     if arguments.prefill:
-        print("prefill: tokens, ms, of the limit")
-    for count in arguments.prefill:
-        tries = [steps.prefill(0, count) for _ in range(5)]
+        print("prefill: prompts x tokens, ms, of the limit")
+    for shape in arguments.prefill:
+        prompts, count = map(int, shape.split("x"))
+        tries = [steps.prefill(range(prompts), count) for _ in range(5)]
         seconds = statistics.median(tries)
-        operations = 2 * (size.layer_parameters * count + size.parameters - size.layer_parameters)
+        head = size.parameters - size.layer_parameters  # for the last token only
+        operations = 2 * prompts * (size.layer_parameters * count + head)
         best = max(operations / machine.bf16, size.weight_bytes / machine.bandwidth)
-        print(f"{count:6} {seconds * 1e3:9.2f} {best / seconds:6.0%}", flush=True)
+        print(f"{shape:>13} {seconds * 1e3:9.2f} {best / seconds:6.0%}", flush=True)
 
 
 if __name__ == "__main__":

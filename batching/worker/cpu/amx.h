@@ -21,6 +21,10 @@ namespace slipstream {
 
 constexpr int TILES = 8, TILE_HEIGHT = 16, TILE_BYTES = 64;  // per row
 
+// Whether what a tile is loaded from shall stay in the first-level cache for the next time, or makes
+// room there for what does.
+enum class Reuse { SOON, LATER };
+
 // What ldtilecfg reads.
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -42,7 +46,7 @@ void zero_tile() {
   std::memset(emulated[TILE], 0, sizeof emulated[TILE]);
 }
 
-template <int TILE>
+template <int TILE, Reuse = Reuse::SOON>
 void load_tile(const void* source, int64_t stride) {
   for (int r = 0; r < emulated_shapes.rows[TILE]; ++r)
     std::memcpy(emulated[TILE][r], static_cast<const char*>(source) + r * stride, TILE_BYTES);
@@ -87,9 +91,13 @@ SLIPSTREAM_INLINE void zero_tile() {
   asm volatile("tilezero %%tmm%c0" ::"i"(TILE));
 }
 
-template <int TILE>
+template <int TILE, Reuse REUSE = Reuse::SOON>
 SLIPSTREAM_INLINE void load_tile(const void* source, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(TILE) : "memory");
+  if constexpr (REUSE == Reuse::SOON)
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(TILE) : "memory");
+  else
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(TILE)
+                 : "memory");
 }
 
 template <int TILE>
@@ -147,6 +155,14 @@ SLIPSTREAM_INLINE void zero_sums() {
 }
 
 // Sums of 32 rows and columns, `stride` bytes from row to row.
+SLIPSTREAM_INLINE void load_sums(const void* sums, int64_t stride, bool lower) {
+  const char* row = static_cast<const char*>(sums);
+  load_tile<0>(row, stride), load_tile<1>(row + TILE_BYTES, stride);
+  if (!lower) return;
+  row += TILE_HEIGHT * stride;
+  load_tile<2>(row, stride), load_tile<3>(row + TILE_BYTES, stride);
+}
+
 SLIPSTREAM_INLINE void store_sums(void* sums, int64_t stride, bool lower) {
   char* row = static_cast<char*>(sums);
   store_tile<0>(row, stride), store_tile<1>(row + TILE_BYTES, stride);
@@ -157,7 +173,7 @@ SLIPSTREAM_INLINE void store_sums(void* sums, int64_t stride, bool lower) {
 
 // Adds to the sums: rows, `row_bytes` apart, times 32 columns, whose rows of units lie `stride`
 // units apart; over `units` (a multiple of sixteen), with between() before each sixteen.
-template <class T, class Between>
+template <class T, Reuse ROWS = Reuse::SOON, class Between>
 SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool lower,
                                       const Unit* columns, int64_t stride, int units,
                                       Between&& between) {
@@ -166,12 +182,12 @@ SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool 
   for (int u = 0; u < units; u += TILE_HEIGHT) {
     between();
     load_tile<6>(columns + u * stride, column_bytes);
-    load_tile<4>(rows + u, row_bytes);
+    load_tile<4, ROWS>(rows + u, row_bytes);
     multiply_tiles<T, 0, 4, 6>();
     load_tile<7>(columns + u * stride + LANES, column_bytes);
     multiply_tiles<T, 1, 4, 7>();
     if (!lower) continue;
-    load_tile<5>(low + u, row_bytes);
+    load_tile<5, ROWS>(low + u, row_bytes);
     multiply_tiles<T, 2, 5, 6>();
     multiply_tiles<T, 3, 5, 7>();
   }

@@ -17,7 +17,8 @@ struct Tensors {
   const void *query, *key, *value;
   Unit *key_pages, *value_pages;
   void* output;
-  int64_t query_token, query_head, key_token, key_head, value_token, value_head;  // in elements
+  // In elements.
+  int64_t query_token, query_head, key_token, key_head, value_token, value_head, output_token;
 };
 
 // ---- writing keys and values ----
@@ -300,7 +301,7 @@ struct Attend {
         shrink = power_of_two(state.max - max);
         sum = sum * shrink + power_of_two(sink - max);
       }
-      T* target = output + (int64_t{tile.token + r / group} * layer.heads + head) * dim;
+      T* target = output + (tile.token + r / group) * tensors.output_token + head * dim;
       const float* source = scratch.output.data() + r * columns;
       const Vec factor = splat(shrink / sum);
       int i = 0;

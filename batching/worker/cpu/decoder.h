@@ -30,18 +30,30 @@ struct Decoder {
   int32_t rotary;  // leading dimensions of a head that rotate
 };
 
+// Rows of activations, `stride` elements apart. Strides are odd multiples of a cache line, so that
+// what lies below each other does not compete for the same sets of a cache.
+struct Matrix {
+  void* data;
+  int64_t stride;
+
+  template <class T>
+  T* row(int i) const {
+    return static_cast<T*>(data) + i * stride;
+  }
+};
+
 // One step's inputs, and room for its activations. T is the dtype of weights and activations; the
-// residual stream is float32.
+// residual stream is float32. Where it says "a block", rows beyond ROW_BLOCK are not needed.
 struct Pass {
   const int64_t *tokens, *positions;
   Plan* const* plans;  // of each layer
-  float* residual;     // [tokens, hidden]
-  void* normed;        // [tokens, hidden]; the final result too
-  void* qkv;           // [tokens, (heads + 2 * kv_heads) * head_dim]
-  void* attended;      // [tokens, heads * head_dim]
-  void* activated;     // [tokens, intermediate]
-  Int8* bytes;         // [tokens, widest of the above but qkv], int8 weights only, with
-  float* scales;       // [tokens]
+  Matrix residual;     // [tokens, hidden]
+  Matrix normed;       // [tokens, hidden]: the final result; before, a block
+  Matrix qkv;          // [tokens, (heads + 2 * kv_heads) * head_dim]
+  Matrix attended;     // [tokens, heads * head_dim]
+  Matrix activated;    // a block [rows, intermediate]
+  Matrix bytes;        // a block [rows, widest of the above but qkv], int8 weights only, with
+  float* scales;       // [rows]
 };
 
 // x / rms(x) * weight, the mean square summed in a fixed order.
@@ -67,25 +79,39 @@ class DecoderPass {
   DecoderPass(const Decoder& decoder, const Pass& pass, const Step& step, Team& team)
       : decoder_(decoder), pass_(pass), step_(step), team_(team) {}
 
-  // Every thread of the team calls this.
+  // Every thread of the team calls this. What needs no other token is done block by block, so that
+  // it finds what it reads in the cache.
   void run() {
     team_.share(step_.tokens, [&](int token) { embed(token); });
+    for_each_block([&](Block block) { enter(decoder_.layers[0], block); });
     for (int i = 0; i < decoder_.count; ++i) {
-      const DecoderLayer& layer = decoder_.layers[i];
-      norm(layer.input_norm);
-      attention(layer, *pass_.plans[i]);
-      norm(layer.post_norm);
-      feed_forward(layer);
+      attend(decoder_.layers[i], *pass_.plans[i]);
+      for_each_block([&](Block block) {
+        leave(decoder_.layers[i], block);
+        if (i + 1 < decoder_.count) enter(decoder_.layers[i + 1], block);
+      });
     }
-    norm(decoder_.final_norm);
+    team_.share(step_.tokens, [&](int token) {
+      rms_norm(residual(token), decoder_.final_norm, decoder_.hidden, decoder_.epsilon,
+               normed(token));
+    });
   }
 
  private:
-  float* residual(int token) const { return pass_.residual + int64_t{token} * decoder_.hidden; }
-  T* normed() const { return static_cast<T*>(pass_.normed); }
-  T* qkv() const { return static_cast<T*>(pass_.qkv); }
-  T* attended() const { return static_cast<T*>(pass_.attended); }
-  T* activated() const { return static_cast<T*>(pass_.activated); }
+  struct Block {
+    int first, count;  // tokens
+  };
+
+  template <class Use>
+  void for_each_block(Use&& use) {
+    for_each_block_of_rows(step_.tokens, [&](int first, int count) { use(Block{first, count}); });
+  }
+
+  float* residual(int token) const { return pass_.residual.row<float>(token); }
+  T* qkv(int token) const { return pass_.qkv.row<T>(token); }
+  T* attended(int token) const { return pass_.attended.row<T>(token); }
+  T* normed(int row) const { return pass_.normed.row<T>(row); }
+  T* activated(int row) const { return pass_.activated.row<T>(row); }
 
   void embed(int token) {
     const int64_t id = pass_.tokens[token];
@@ -106,33 +132,53 @@ class DecoderPass {
     }
   }
 
-  void norm(const float* weight) {
-    team_.share(step_.tokens, [&](int token) {
-      T* row = normed() + int64_t{token} * decoder_.hidden;
-      rms_norm(residual(token), weight, decoder_.hidden, decoder_.epsilon, row);
-      if constexpr (QUANTIZED) quantize(row, decoder_.hidden, token);
-    });
+  // Up to queries, keys and values.
+  void enter(const DecoderLayer& layer, Block block) {
+    norm(layer.input_norm, block);
+    product(layer.qkv, pass_.normed, 0, block,
+            Target::of(qkv(block.first), pass_.qkv.stride, PANEL * sizeof(T)),
+            [&](int row, int panel, Vec low, Vec high) {
+              T* target = qkv(block.first + row) + panel * PANEL;
+              store_as(target, low);
+              store_as(target + LANES, high);
+            });
   }
 
-  void attention(const DecoderLayer& layer, Plan& plan) {
+  void attend(const DecoderLayer& layer, Plan& plan) {
     const Layer& how = *layer.attention;
-    const int width = layer.qkv.columns, dim = how.head_dim;
-    product(layer.qkv, normed(), [&](int token, int panel, Vec low, Vec high) {
-      T* target = qkv() + int64_t{token} * width + panel * PANEL;
-      store_as(target, low);
-      store_as(target + LANES, high);
-    });
-    T *key = qkv() + how.heads * dim, *value = key + how.kv_heads * dim;
-    const Tensors tensors{qkv(), key, value, layer.key_pages, layer.value_pages, attended(),
-                          width, dim, width, dim,             width,             dim};
+    const int64_t width = pass_.qkv.stride, dim = how.head_dim;
+    const T *key = qkv(0) + how.heads * dim, *value = key + how.kv_heads * dim;
+    const Tensors tensors{qkv(0), key,   value, layer.key_pages, layer.value_pages, attended(0),
+                          width,  dim,   width, dim,             width,             dim,
+                          pass_.attended.stride};
     team_.share(ceil_div(step_.tokens, WRITE_RUN) * how.kv_heads, [&](int run) {
       prepare_heads(layer, tensors, run);
       write_run<T>(step_, how, tensors, run);
     });
     team_.share(static_cast<int>(plan.items.size()),
                 [&](int i) { run_item<T>(step_, how, tensors, plan, plan.items[i]); });
-    quantize_all(attended(), layer.output.in);
-    add_product(layer.output, attended());
+  }
+
+  // From what was attended to the end of the layer.
+  void leave(const DecoderLayer& layer, Block block) {
+    quantize_rows(pass_.attended, block.first, block.count, layer.output.in);
+    add_product(layer.output, pass_.attended, block.first, block);
+    norm(layer.post_norm, block);
+    // Gate and up columns alternate by vector, so that one panel holds both operands of the product.
+    product(layer.gate_up, pass_.normed, 0, block,
+            Target::of(activated(0), pass_.activated.stride, LANES * sizeof(T)),
+            [&](int row, int panel, Vec gate, Vec up) {
+              store_as(activated(row) + panel * LANES, silu(gate) * up);
+            });
+    quantize_rows(pass_.activated, 0, block.count, layer.down.in);
+    add_product(layer.down, pass_.activated, 0, block);
+  }
+
+  void norm(const float* weight, Block block) {
+    team_.share(block.count, [&](int row) {
+      rms_norm(residual(block.first + row), weight, decoder_.hidden, decoder_.epsilon, normed(row));
+      if constexpr (QUANTIZED) quantize(normed(row), decoder_.hidden, row);
+    });
   }
 
   // The heads of one run of tokens (as `write_run` counts runs) that share a KV head, and that head.
@@ -143,7 +189,7 @@ class DecoderPass {
     for (int token = first; token < last; ++token) {
       prefetch_key(place<T>(step_, how, tensors, token, kv_head), layer.key_pages,
                    how.head_dim / PER_UNIT<T>, step_.block_size);
-      T* heads = qkv() + int64_t{token} * layer.qkv.columns;
+      T* heads = qkv(token);
       for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
         prepare_head(heads + head * how.head_dim, how.head_dim, layer.query_norm, token);
       prepare_head(heads + (how.heads + kv_head) * how.head_dim, how.head_dim, layer.key_norm,
@@ -170,40 +216,36 @@ class DecoderPass {
     for (int i = 2 * half; i < dim; i += LANES) store_as(x + i, load(row + i));
   }
 
-  // Gate and up columns alternate by vector, so that one panel holds both operands of the product.
-  void feed_forward(const DecoderLayer& layer) {
-    product(layer.gate_up, normed(), [&](int token, int panel, Vec gate, Vec up) {
-      store_as(activated() + int64_t{token} * decoder_.intermediate + panel * LANES,
-               silu(gate) * up);
-    });
-    quantize_all(activated(), decoder_.intermediate);
-    add_product(layer.down, activated());
+  // Adds the product of a block to the residual stream.
+  void add_product(const Linear& linear, const Matrix& input, int first, Block block) {
+    product(linear, input, first, block,
+            Target::of(residual(block.first), pass_.residual.stride, PANEL * sizeof(float)),
+            [&](int row, int panel, Vec low, Vec high) {
+              float* target = residual(block.first + row) + panel * PANEL;
+              store(target, load(target) + low);
+              store(target + LANES, load(target + LANES) + high);
+            });
   }
 
-  void add_product(const Linear& linear, const T* input) {
-    product(linear, input, [&](int token, int panel, Vec low, Vec high) {
-      float* target = residual(token) + panel * PANEL;
-      store(target, load(target) + low);
-      store(target + LANES, load(target + LANES) + high);
-    });
-  }
-
+  // Of a block of rows of `input` from `first` on, or of their bytes.
   template <class Done>
-  void product(const Linear& linear, const T* input, Done&& done) {
+  void product(const Linear& linear, const Matrix& input, int first, Block block,
+               const Target& target, Done&& done) {
     if constexpr (QUANTIZED)
-      share_product(team_, linear, Rows<Int8>{pass_.bytes, pass_.scales, step_.tokens}, done);
+      share_product(team_, linear, Rows<Int8>{pass_.bytes.row<Int8>(0), pass_.bytes.stride,
+                                              pass_.scales, block.count}, &target, done);
     else
-      share_product(team_, linear, Rows<T>{input, nullptr, step_.tokens}, done);
+      share_product(team_, linear, Rows<T>{input.row<T>(first), input.stride, nullptr, block.count},
+                    &target, done);
   }
 
-  void quantize_all(const T* input, int width) {
+  void quantize_rows(const Matrix& input, int first, int count, int width) {
     if constexpr (QUANTIZED)
-      team_.share(step_.tokens,
-                  [&](int token) { quantize(input + int64_t{token} * width, width, token); });
+      team_.share(count, [&](int row) { quantize(input.row<T>(first + row), width, row); });
   }
 
-  void quantize(const T* row, int width, int token) {
-    pass_.scales[token] = quantize_row(row, width, pass_.bytes + int64_t{token} * width);
+  void quantize(const T* values, int width, int row) {
+    pass_.scales[row] = quantize_row(values, width, pass_.bytes.row<Int8>(row));
   }
 
   const Decoder& decoder_;

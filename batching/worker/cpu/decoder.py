@@ -12,7 +12,7 @@ number of threads. Every product accumulates in one fixed order, whatever the nu
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,8 +22,9 @@ from batching.worker.cpu.attention import LANES, CpuAttention
 from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
 from batching.worker.cpu.memory import huge
 
-ROWS_KEPT = 256  # tokens whose activations keep their memory between steps
-LOGITS_KEPT = 64  # rows of logits that do
+ROW_BLOCK = 256  # as in linear.h
+CACHE_LINE = 64  # bytes
+LOGITS_KEPT = 64  # rows of logits whose memory is kept between steps
 
 # Decoder layers whose forward, in the plain configuration, is exactly the one computed here.
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -50,11 +51,52 @@ class _Decoder(ctypes.Structure):
     )
 
 
+class _Matrix(ctypes.Structure):
+    _fields_ = (*_pointers("data"), ("stride", ctypes.c_int64))
+
+
 class _Pass(ctypes.Structure):
     _fields_ = (
         *_pointers("tokens", "positions", "plans"),
-        *_pointers("residual", "normed", "qkv", "attended", "activated", "bytes", "scales"),
+        *((name, _Matrix) for name in ("residual", "normed", "qkv", "attended", "activated")),
+        ("bytes", _Matrix),
+        *_pointers("scales"),
     )
+
+
+class _Room:
+    """Memory for the activations of so many tokens, and `fields`, which tell C++ where it is."""
+
+    def __init__(self, tokens: int, rows: int, widths: _Widths, dtype: torch.dtype) -> None:
+        """`rows` is a block's."""
+        self.tokens = tokens
+        self.normed = _spread(tokens, widths.hidden, dtype)
+        self._scales = torch.empty(rows)
+        self._matrices = (
+            _spread(tokens, widths.hidden, torch.float32),
+            self.normed,
+            _spread(tokens, widths.qkv, dtype),
+            _spread(tokens, widths.attended, dtype),
+            _spread(rows, widths.activated, dtype),
+            _spread(rows, widths.bytes, torch.uint8),
+        )
+        matrices = (_Matrix(matrix.data_ptr(), matrix.stride(0)) for matrix in self._matrices)
+        self.fields = (*matrices, self._scales.data_ptr())
+
+
+class _Widths(NamedTuple):
+    hidden: int
+    qkv: int
+    attended: int
+    activated: int
+    bytes: int  # 0: weights are not int8
+
+
+def _spread(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """[rows, width], whose rows are an odd number of cache lines apart (`Matrix` of decoder.h)."""
+    line = CACHE_LINE // dtype.itemsize
+    stride = (-(-width // line) | 1) * line
+    return torch.empty(rows, stride, dtype=dtype)[:, :width]
 
 
 def refuses(model: Any) -> str | None:
@@ -132,8 +174,8 @@ class CpuDecoder:
             2 * cos.shape[1],
         )
         _empty(model)
-        self._room = self._allocate(ROWS_KEPT)
-        # Fresh memory would cost more to get than to fill.
+        # Kept between steps, as large as ever needed: fresh memory costs more than filling it.
+        self._room = self._allocate(ROW_BLOCK)
         self._logits = huge((LOGITS_KEPT, self._head.columns), torch.float32)
 
     @property
@@ -147,13 +189,14 @@ class CpuDecoder:
         self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
     ) -> torch.Tensor:
         schedule, count = self._backend.prepare(metadata, self._specs), len(tokens)
-        room = self._room if count <= ROWS_KEPT else self._allocate(count)
+        if count > self._room.tokens:
+            self._room = self._allocate(count)
         plans = (ctypes.c_void_p * len(self._specs))(*map(schedule.plan, self._specs))
         work = _Pass(
             tokens.data_ptr(),
             positions.data_ptr(),
             ctypes.addressof(plans),
-            *(buffer.data_ptr() for buffer in room),
+            *self._room.fields,
         )
         self._library.slipstream_decode(
             ctypes.byref(self._decoder),
@@ -161,7 +204,7 @@ class CpuDecoder:
             ctypes.c_void_p(schedule.address),
             self._is_bfloat16,
         )
-        return room[1][:count]
+        return self._room.normed[:count]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden.contiguous()
@@ -192,17 +235,12 @@ class CpuDecoder:
         )
         return output
 
-    def _allocate(self, rows: int) -> list[torch.Tensor]:
-        """Buffers in the order of `_Pass`, from the residual stream on."""
+    def _allocate(self, tokens: int) -> _Room:
         layer, hidden = self._layers[0], self._decoder.hidden
-        widths = (hidden, layer.qkv.columns, layer.output.rows, self._decoder.intermediate)
-        widest = max(hidden, *widths[2:]) if self._int8 else 0
-        return [
-            torch.empty(rows, hidden),
-            *(torch.empty(rows, width, dtype=self._dtype) for width in widths),
-            torch.empty(rows, widest, dtype=torch.uint8),
-            torch.empty(rows),
-        ]
+        attended, activated = layer.output.rows, self._decoder.intermediate
+        widest = max(hidden, attended, activated) if self._int8 else 0
+        widths = _Widths(hidden, layer.qkv.columns, attended, activated, widest)
+        return _Room(tokens, min(tokens, ROW_BLOCK), widths, self._dtype)
 
     def _fill(self, target: _Layer, layer: Any, pages: tuple[torch.Tensor, torch.Tensor]) -> None:
         attention, mlp = layer.self_attn, layer.mlp

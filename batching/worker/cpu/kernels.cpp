@@ -45,16 +45,23 @@ static void decode(const Decoder& decoder, const Pass& pass, const Step& step) {
   }
 }
 
-// done() gets the columns of input x linear.
+// done(row, panel, low, high) gets the columns of input x linear.
 template <class T, class Done>
 static void project(Team& team, const Linear& linear, const T* input, int rows, Int8* bytes,
                     float* scales, Done&& done) {
-  if (!linear.scales) return share_product(team, linear, Rows<T>{input, nullptr, rows}, done);
-  team.share(rows, [&](int row) {
-    const int64_t offset = int64_t{row} * linear.in;
-    scales[row] = quantize_row(input + offset, linear.in, bytes + offset);
+  for_each_block_of_rows(rows, [&](int first, int count) {
+    const T* block = input + int64_t{first} * linear.in;
+    const auto finish = [&](int row, int panel, Vec low, Vec high) {
+      done(first + row, panel, low, high);
+    };
+    if (!linear.scales)
+      return share_product(team, linear, Rows<T>{block, linear.in, nullptr, count}, nullptr, finish);
+    team.share(count, [&](int row) {
+      const int64_t offset = int64_t{row} * linear.in;
+      scales[row] = quantize_row(block + offset, linear.in, bytes + offset);
+    });
+    share_product(team, linear, Rows<Int8>{bytes, linear.in, scales, count}, nullptr, finish);
   });
-  share_product(team, linear, Rows<Int8>{bytes, scales, rows}, done);
 }
 
 // Runs use(thread's number, product) on every thread, where product(done) is all of the projection.
@@ -63,8 +70,9 @@ static void project_by_threads(const Linear& linear, const T* input, int rows, i
                                Use&& use) {
   const AtWork now;
   Team team(threads);
-  std::vector<Int8> bytes(linear.scales ? static_cast<size_t>(rows) * linear.in : 0);
-  std::vector<float> scales(rows);
+  const int most = std::min(rows, ROW_BLOCK);
+  std::vector<Int8> bytes(linear.scales ? static_cast<size_t>(most) * linear.in : 0);
+  std::vector<float> scales(most);
 #pragma omp parallel num_threads(threads)
   {
     use(omp_get_thread_num(), [&](auto&& done) {
@@ -137,7 +145,7 @@ static void assign(Int8& target, float x) { target.bits = static_cast<int>(x) & 
 // Whether tiles and vectors agree on small integers, whose sums are exact in any order.
 template <class T>
 static bool tiles_agree() {
-  constexpr int ROWS = 2 * TILE_HEIGHT + 1, IN = 20 * TILE_HEIGHT * PER_UNIT<T>;
+  constexpr int ROWS = MANY_GROUPS * GROUP - TILE_HEIGHT + 1, IN = 2 * DEPTH * PER_UNIT<T>;
   std::vector<T> input(ROWS * IN), weights(PANEL * IN);
   for (size_t i = 0; i < input.size(); ++i) assign(input[i], small_integer(i % 11));
   for (size_t i = 0; i < weights.size(); ++i) assign(weights[i], small_integer(i % 13));
@@ -145,7 +153,7 @@ static bool tiles_agree() {
   const std::vector<int32_t> offsets(PANEL, 0);
   const Linear linear{reinterpret_cast<Unit*>(weights.data()), nullptr, scales.data(),
                       offsets.data(), IN, PANEL};
-  const Rows<T> rows{input.data(), scales.data(), ROWS};
+  const Rows<T> rows{input.data(), IN, scales.data(), ROWS};
   std::vector<float> sums(2 * ROWS * PANEL);
   const auto keep = [&](float* target) {
     return [=](int row, int, Vec low, Vec high) {
@@ -153,8 +161,8 @@ static bool tiles_agree() {
       store(target + row * PANEL + LANES, high);
     };
   };
-  Finishing finishing(linear, rows, keep(sums.data()));
-  multiply_amx(linear, rows, 0, ROWS, 0, linear.weights, finishing);
+  Finishing finishing(linear, rows, nullptr, keep(sums.data()));
+  multiply_amx(linear, rows, 0, linear.weights, finishing);
   finishing.rest();
   thread_tiles.release();
   for (int row = 0; row < ROWS; ++row)
@@ -189,7 +197,8 @@ void slipstream_attend(const Step* step, const Layer* layer, void* plan, const v
                        int64_t key_head, int64_t value_token, int64_t value_head,
                        int32_t bfloat16) {
   const Tensors tensors{query,       key,        value,     key_pages, value_pages, output,
-                        query_token, query_head, key_token, key_head,  value_token, value_head};
+                        query_token, query_head, key_token, key_head,  value_token, value_head,
+                        layer->heads * layer->head_dim};
   Plan& work = *static_cast<Plan*>(plan);
   if (bfloat16)
     attend<BFloat16>(*step, *layer, tensors, work);

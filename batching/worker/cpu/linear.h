@@ -20,7 +20,7 @@ constexpr int ROW_TILE = 12;
 constexpr int ROW_TILE = 2;
 #endif
 constexpr int GROUP = 32;       // rows that tiles multiply at a time
-constexpr int ROW_BLOCK = 256;  // most rows at a time: their inputs stay in the second-level cache
+constexpr int ROW_BLOCK = 256;  // most rows at a time: they stay in the second-level cache
 
 // int8 weights times activations quantized row by row, as unsigned bytes around 128 (that is how the
 // instruction wants them).
@@ -36,12 +36,16 @@ struct Linear {
   int32_t in, columns;     // columns are padded to a multiple of PANEL
 };
 
-// The left operand: `data` [rows, in], and for int8 each row's scale.
+// The left operand: `data` [rows, in], `stride` elements from row to row, and for int8 each row's
+// scale.
 template <class T>
 struct Rows {
   const T* data;
+  int64_t stride;
   const float* scales;
   int count;
+
+  const Unit* row(int i) const { return reinterpret_cast<const Unit*>(data + i * stride); }
 };
 
 // What the accumulators of one element type are, and how they become the product.
@@ -64,12 +68,13 @@ struct Accumulate<Int8> {
 };
 
 inline int panels(const Linear& linear) { return linear.columns / PANEL; }
-inline int row_blocks(int rows) { return (rows + ROW_BLOCK - 1) / ROW_BLOCK; }
 
-// Blocks of nearly equal height, of whole tiles.
-inline int block_height(int rows) {
-  const int blocks = row_blocks(rows);
-  return ((rows + blocks - 1) / blocks + 31) / 32 * 32;
+// Calls use(first, count) for blocks of `rows` of nearly equal height, of whole groups.
+template <class Use>
+void for_each_block_of_rows(int rows, Use&& use) {
+  const int blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
+  const int height = blocks ? ((rows + blocks - 1) / blocks + GROUP - 1) / GROUP * GROUP : 0;
+  for (int first = 0; first < rows; first += height) use(first, std::min(height, rows - first));
 }
 
 // From a row's sums to its product; done(row, panel, low, high) gets sixteen columns twice.
@@ -89,37 +94,62 @@ SLIPSTREAM_INLINE void finish_row(const Linear& linear, const Rows<T>& input, in
   done(row, panel, low, high);
 }
 
+// Where results will be written, so that they can be fetched before: `panel_bytes` of each row for
+// each panel.
+struct Target {
+  char* data;
+  int64_t row_bytes, panel_bytes;
+
+  template <class T>
+  static Target of(T* data, int64_t stride, int64_t panel_bytes) {
+    return {reinterpret_cast<char*>(data), stride * static_cast<int64_t>(sizeof(T)), panel_bytes};
+  }
+
+  SLIPSTREAM_INLINE void fetch(int row, int panel) const {
+    const char* from = data + row * row_bytes + panel * panel_bytes;
+    __builtin_prefetch(from, 1, 3);
+    if (panel_bytes > 64) __builtin_prefetch(from + 64, 1, 3);
+  }
+};
+
 // What becomes of sums: done(row, panel, low, high) for every row of a product, once. Those of tiles
 // wait here for the next group of rows, between whose steps they are finished, row by row: tiles and
 // vectors are computed at the same time. rest() ends what is left.
 template <class T, class Done>
 class Finishing {
  public:
-  Finishing(const Linear& linear, const Rows<T>& input, Done done)
-      : linear_(linear), input_(input), done_(done) {}
+  Finishing(const Linear& linear, const Rows<T>& input, const Target* target, Done done)
+      : linear_(linear), input_(input), target_(target), done_(done) {}
 
   // Where to store the sums of so many rows; what was taken before is finished.
   void* take(int first, int rows, int panel) {
     rest();
     first_ = first, rows_ = rows, panel_ = panel, finished_ = 0;
+    for (int i = 0; i < std::min(AHEAD, rows); ++i) fetch(i);
     return sums_;
   }
 
-  SLIPSTREAM_INLINE void step() {
-    if (finished_ == rows_) return;
-    finish_row(linear_, input_, first_ + finished_, panel_, sums_[finished_], done_);
-    ++finished_;
+  SLIPSTREAM_INLINE void step(int rows) {
+    for (const int stop = std::min(finished_ + rows, rows_); finished_ < stop; ++finished_) {
+      if (finished_ + AHEAD < rows_) fetch(finished_ + AHEAD);
+      finish_row(linear_, input_, first_ + finished_, panel_, sums_[finished_], done_);
+    }
   }
 
-  void rest() {
-    while (finished_ < rows_) step();
-  }
+  void rest() { step(rows_); }
 
   const Done& done() const { return done_; }
 
  private:
+  static constexpr int AHEAD = 8;  // rows: as long as it takes to come from beyond the cache
+
+  SLIPSTREAM_INLINE void fetch(int i) const {
+    if (target_) target_->fetch(first_ + i, panel_);
+  }
+
   const Linear& linear_;
   const Rows<T> input_;
+  const Target* target_;
   const Done done_;
   int first_ = 0, rows_ = 0, panel_ = 0, finished_ = 0;
   typename Accumulate<T>::Sum sums_[GROUP][PANEL_VECS];
@@ -131,14 +161,15 @@ SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input,
                                      Done&& done) {
   typedef Accumulate<T> A;
   const int units = linear.in / PER_UNIT<T>, column = panel * PANEL;
-  const Unit* rows = reinterpret_cast<const Unit*>(input.data) + int64_t{row} * units;
+  const Unit* rows[ROWS];
+  for (int r = 0; r < ROWS; ++r) rows[r] = input.row(row + r);
   const Unit* weights = linear.weights + int64_t{column} * units;
   typename A::Sum sum[ROWS][PANEL_VECS] = {};
   for (int u = 0; u < units; ++u) {
     const Int low = load_units(weights + u * PANEL), high = load_units(weights + u * PANEL + LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
-      const Int x = splat_unit(rows[int64_t{r} * units + u]);
+      const Int x = splat_unit(rows[r][u]);
       sum[r][0] = A::add(x, low, sum[r][0]);
       sum[r][1] = A::add(x, high, sum[r][1]);
     }
@@ -158,31 +189,56 @@ struct ReadAhead {
   }
 };
 
-// `count` rows from `first` on times one panel, on tiles. In every product of a type all rows take
-// this way, or none: its sums round differently from the vectors'.
+// Of a panel, so many units stay in the first-level cache while rows pass by it. Where rows are many,
+// a panel is multiplied in parts of that depth; with few, time goes into reading it from memory.
+constexpr int DEPTH = 288, MANY_GROUPS = 6;
+
+// Sums of a block of rows that wait for the rest of the panel.
+typedef float WaitingSums[ROW_BLOCK][PANEL];
+
+// All rows times one panel, on tiles. In every product of a type all rows take this way, or none: its
+// sums round differently from the vectors'.
 template <class T, class Done>
-void multiply_amx(const Linear& linear, const Rows<T>& input, int first, int count, int panel,
-                  const Unit* next, Finishing<T, Done>& finishing) {
+void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const Unit* next,
+                  Finishing<T, Done>& finishing) {
   constexpr int STEP_LINES = TILE_HEIGHT * PANEL * sizeof(Unit) / 64;
+  constexpr int64_t SUMS_ROW = PANEL * sizeof(float);
+  alignas(64) static thread_local WaitingSums waiting;
+  const int count = input.count, groups = (count + GROUP - 1) / GROUP;
   const int units = linear.in / PER_UNIT<T>;
-  const int64_t row_bytes = int64_t{units} * sizeof(Unit);
-  const Unit* rows = reinterpret_cast<const Unit*>(input.data) + int64_t{first} * units;
+  const int64_t row_bytes = input.stride * sizeof(T);
   const Unit* weights = linear.weights + int64_t{panel} * PANEL * units;
-  const int groups = (count + GROUP - 1) / GROUP;
   // The hardware reads ahead well enough while every step reads weights.
   const bool help = next && groups > 1;
   const int lines = help ? (STEP_LINES + groups - 1) / groups : 0;
   ReadAhead ahead{reinterpret_cast<const char*>(next), lines};
-  for (int from = 0; from < count; from += GROUP) {
-    const int height = std::min(GROUP, count - from);
-    const bool lower = height > TILE_HEIGHT;
-    thread_tiles.fit(height);
-    zero_sums();
-    multiply_units<T>(rows + int64_t{from} * units, row_bytes, lower, weights, PANEL, units, [&] {
-      ahead();
-      finishing.step();
-    });
-    store_sums(finishing.take(first + from, height, panel), PANEL * sizeof(float), lower);
+  const bool many = groups >= MANY_GROUPS;
+  const int parts = many ? (units + DEPTH - 1) / DEPTH : 1;
+  const int depth = (units / TILE_HEIGHT + parts - 1) / parts * TILE_HEIGHT;
+  const int pace = (GROUP * TILE_HEIGHT + depth - 1) / depth;  // rows finished in a step
+  for (int begin = 0; begin < units; begin += depth) {
+    const int end = std::min(begin + depth, units);
+    for (int from = 0; from < count; from += GROUP) {
+      const int height = std::min(GROUP, count - from);
+      const bool lower = height > TILE_HEIGHT;
+      const auto between = [&] {
+        ahead();
+        finishing.step(pace);
+      };
+      const Unit *rows = input.row(from) + begin, *columns = weights + begin * PANEL;
+      thread_tiles.fit(height);
+      if (begin == 0)
+        zero_sums();
+      else
+        load_sums(waiting[from], SUMS_ROW, lower);
+      if (many || units <= DEPTH)
+        multiply_units<T, Reuse::LATER>(rows, row_bytes, lower, columns, PANEL, end - begin,
+                                        between);
+      else
+        multiply_units<T>(rows, row_bytes, lower, columns, PANEL, end - begin, between);
+      void* sums = end < units ? waiting[from] : finishing.take(from, height, panel);
+      store_sums(sums, SUMS_ROW, lower);
+    }
   }
 }
 
@@ -192,28 +248,26 @@ bool fits_tiles(const Linear& linear) {
 }
 #endif
 
-// Items of a product: a block of rows times a run of panels. Where there are many, a run has two, so
-// that half a cache line of results is not written by one thread and half by another.
+// Items of a product: runs of panels. Where there are many, a run has two, so that half a cache line
+// of results is not written by one thread and half by another.
 inline int run_length(const Linear& linear) { return panels(linear) < 64 ? 1 : 2; }
 inline int runs(const Linear& linear) {
   return (panels(linear) + run_length(linear) - 1) / run_length(linear);
 }
-inline int items(const Linear& linear, int rows) { return row_blocks(rows) * runs(linear); }
 
 // One item. `next` is the item that this thread will do then, if there is one.
 template <class T, class Done>
 void multiply(const Linear& linear, const Rows<T>& input, int item, int next,
               Finishing<T, Done>& finishing) {
-  const int length = run_length(linear), height = block_height(input.count);
-  const int first = item / runs(linear) * height, count = std::min(height, input.count - first);
-  const int begin = item % runs(linear) * length, end = std::min(begin + length, panels(linear));
+  const int length = run_length(linear), count = input.count;
+  const int begin = item * length, end = std::min(begin + length, panels(linear));
   for (int panel = begin; panel < end; ++panel) {
 #if SLIPSTREAM_AMX
     if (fits_tiles<T>(linear)) {
-      const bool more = panel + 1 < end || next < items(linear, input.count);
-      const int64_t then = panel + 1 < end ? panel + 1 : next % runs(linear) * length;
+      const bool more = panel + 1 < end || next < runs(linear);
+      const int64_t then = panel + 1 < end ? panel + 1 : next * length;
       const Unit* ahead = linear.weights + then * PANEL * (linear.in / PER_UNIT<T>);
-      multiply_amx(linear, input, first, count, panel, more ? ahead : nullptr, finishing);
+      multiply_amx(linear, input, panel, more ? ahead : nullptr, finishing);
       continue;
     }
 #endif
@@ -221,19 +275,19 @@ void multiply(const Linear& linear, const Rows<T>& input, int item, int next,
     for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
       const int from = count * t / tiles, to = count * (t + 1) / tiles;
       with_constant<ROW_TILE>(to - from, [&](auto tall) {
-        multiply_tile<T, tall.value>(linear, input, first + from, panel, finishing.done());
+        multiply_tile<T, tall.value>(linear, input, from, panel, finishing.done());
       });
     }
   }
 }
 
-// A whole product, by all threads of the team.
+// The product of at most ROW_BLOCK rows, by all threads of the team. `target` may be null.
 template <class T, class Done>
-void share_product(Team& team, const Linear& linear, const Rows<T>& input, Done&& done) {
-  Finishing<T, std::decay_t<Done>> finishing(linear, input, done);
+void share_product(Team& team, const Linear& linear, const Rows<T>& input, const Target* target,
+                   Done&& done) {
+  Finishing<T, std::decay_t<Done>> finishing(linear, input, target, done);
   team.share_ahead(
-      items(linear, input.count),
-      [&](int item, int next) { multiply(linear, input, item, next, finishing); },
+      runs(linear), [&](int item, int next) { multiply(linear, input, item, next, finishing); },
       [&] { finishing.rest(); });
 }
 
