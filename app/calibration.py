@@ -5,7 +5,6 @@ Starts a server of its own with an event log, drives it, and writes what it lear
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import platform
 import signal
@@ -22,7 +21,7 @@ from typing import Any
 import msgspec
 
 from config.child_environment import available_cores
-from config.flags import ServeParser
+from config.flags import OneLineParser, ServeParser
 from config.load import SettingsError, load_settings
 from loadtest.client import Client
 from loadtest.events import Outcome
@@ -35,7 +34,7 @@ _START_SECONDS = 900.0
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and write a profile. Returns 0, 1 if measuring failed, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="slipstream calibrate", description=__doc__, allow_abbrev=False,
         epilog="All other flags are those of slipstream serve, and change the profile as they "
         "change the server.",

@@ -31,9 +31,16 @@ usage: slipstream COMMAND [flags]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 2 for wrong usage or settings."""
+    """Run one command. Returns the exit code: 2 for wrong usage or settings, 130 after ^C."""
     typed = sys.argv[1:] if arguments is None else list(arguments)
-    command, *rest = typed or ["--help"]
+    try:
+        return _command(*(typed or ["--help"]))
+    except KeyboardInterrupt:
+        print("slipstream: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _command(command: str, *rest: str) -> int:
     match command:
         case "serve":
             return _serve(rest)

@@ -20,11 +20,11 @@ def main(arguments: Sequence[str]) -> int:
     options = bench_parser(__doc__).parse_args(arguments)
     try:
         result = _run(_bench(options))
+        print(render(result))
+        write(result, options.out, options.html)
     except (OSError, ValueError) as error:
         print(f"slipstream bench: error: {error}", file=sys.stderr)
         return 2
-    print(render(result))
-    write(result, options.out, options.html)
     failed = bool(result["summary"]["errors"])
     if result.get("chaos"):
         failed = any(not check["passed"] for check in result["chaos"])

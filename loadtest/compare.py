@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 
 import msgspec
 
+from config.flags import OneLineParser
 from loadtest.figures import FIGURES, figures
 from loadtest.flags import natural
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns 0, 1 if a figure of B is worse beyond the tolerance, 2 for wrong usage or files."""
-    parser = argparse.ArgumentParser(prog="slipstream compare", description=__doc__)
+    parser = OneLineParser(prog="slipstream compare", description=__doc__)
     parser.add_argument("a", type=Path, metavar="A.json", help="a result: before")
     parser.add_argument("b", type=Path, metavar="B.json", help="after")
     parser.add_argument(

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from config.flags import OneLineParser
+
 WORKLOADS = ("random", "chat", "long-mix", "structured", "embeddings")
 
 
 def bench_parser(description: str | None) -> argparse.ArgumentParser:
     """The whole parser."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="slipstream bench",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from config.flags import OneLineParser
 from loadtest.flags import new_file, positive
 from loadtest.slo import Limits as SloLimits
 from loadtest.slo import Slo, load_slo
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="slipstream fit",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -82,14 +83,20 @@ def _parser() -> argparse.ArgumentParser:
 def _about(card: ModelCard, shape: Shape, slo: Slo) -> str:
     active = ""
     if card.experts:
-        active = f" ({card.active_parameters / 1e9:.2f} billion active)"
+        active = f" ({_count(card.active_parameters)} active)"
     return (
-        f"{card.name}: {card.parameters / 1e9:.2f} billion parameters{active}, "
+        f"{card.name}: {_count(card.parameters)} parameters{active}, "
         f"weights {card.weight_bytes / _GB:.2f} GB at {card.weight_bits:g} bits, "
         f"KV cache {card.kv_bytes_per_token:,} bytes a token, context {card.context:,}\n"
         f"requests of {shape.input_tokens} tokens in and {shape.output_tokens} out on average; "
         f"{slo.share:.0%} must keep {_limits(slo)}"
     )
+
+
+def _count(parameters: int) -> str:
+    if parameters < 1e8:
+        return f"{parameters / 1e6:.1f} million"
+    return f"{parameters / 1e9:.2f} billion"
 
 
 def _limits(slo: Slo) -> str:

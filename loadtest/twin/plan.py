@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from config.flags import OneLineParser
 from loadtest.flags import add_trace_flags, new_file, positive
 from loadtest.slo import load_slo
 from loadtest.traces import TraceRequest
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="slipstream plan",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -19,6 +19,7 @@ import msgspec
 
 from batching.core.step_time import StepTime
 from batching.core.types import Limits
+from config.flags import OneLineParser
 from loadtest.compare import load
 from loadtest.events import Outcome
 from loadtest.figures import figures
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="slipstream simulate",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -76,6 +76,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert named in captured.err
 
 
+def test_an_interruption_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loadtest.cli.main", interrupted)
+    assert cli.main(["bench"]) == 130
+    assert capsys.readouterr().err == "slipstream: interrupted\n"
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("slipstream 0.")
