@@ -128,4 +128,5 @@ def describe(options: argparse.Namespace) -> str:
         return f"{load}, replay of {options.trace.name}"
     prefix = f" ({options.prefix_tokens} shared)" if options.prefix_tokens else ""
     kind = "" if options.workload == "random" else f"{options.workload}, "
-    return f"{load}, {kind}{options.input_tokens}{prefix} tokens in, {options.output_tokens} out"
+    out = "" if options.workload == "embeddings" else f", {options.output_tokens} out"
+    return f"{load}, {kind}{options.input_tokens}{prefix} tokens in{out}"

@@ -101,6 +101,7 @@ async def test_embeddings_have_only_an_end(out: Path) -> None:
     code, result = await bench(Fake(), out, *flags)
     summary = result["summary"]
     assert code == 0 and summary["tokens"]["input"] == 35
+    assert result["load"].endswith("embeddings, 7 tokens in")
     assert summary["latency_ms"]["ttft"] is None and summary["latency_ms"]["e2e"]["count"] == 5
 
 
