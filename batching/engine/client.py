@@ -71,7 +71,7 @@ class EngineClient(SupervisedClient[OpenRequest, Capabilities]):
             news.append(event)
             if event.finish is not None:
                 self._forget(request)
-            elif request.strikes and self._quarantine.acquit(request):
+            elif request.deaths and self._quarantine.acquit(request):
                 self._schedule_flush()
             request.stream.push(event)
         if self._on_step is not None:

@@ -17,8 +17,8 @@ class OpenRequest:
     """
 
     __slots__ = (
-        "_continued", "_heard", "_repeats", "_request", "_scored", "admitted", "crashes",
-        "gained", "generated", "interrupted", "sent", "stream", "strikes",
+        "_continued", "_heard", "_repeats", "_request", "_scored", "admitted", "crashes", "deaths",
+        "gained", "generated", "interrupted", "sent", "stream",
     )  # fmt: skip
 
     def __init__(self, stream: RequestStream) -> None:
@@ -28,8 +28,8 @@ class OpenRequest:
         self.admitted = False  # and computed, or was about to compute, some of it
         self.gained = 0  # tokens that the present engine generated
         self.interrupted = False  # an engine died with it
-        self.strikes = 0  # deaths in a row that it may have caused (see `quarantine`)
-        self.crashes = 0  # engines that failed by themselves while they computed it
+        self.deaths: dict[float, int] = {}  # in a row, that it may have caused (see `quarantine`)
+        self.crashes: set[float] = set()  # when engines failed by themselves while computing it
         self._request = stream.request
         self._heard = False  # the first event, with the number of cached tokens, was delivered
         self._scored = 0  # prompt logprobs delivered

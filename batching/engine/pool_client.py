@@ -68,14 +68,16 @@ class PoolCall:
 class OpenText:
     """A text without its result. It is computed whole or not at all, so it gains no tokens."""
 
-    __slots__ = ("admitted", "call", "crashes", "gained", "interrupted", "request", "sent",
-                 "strikes")  # fmt: skip
+    __slots__ = ("admitted", "call", "crashes", "deaths", "gained", "interrupted", "request",
+                 "sent")  # fmt: skip
 
     def __init__(self, request: PoolRequest, call: PoolCall) -> None:
         self.request = request
         self.call = call
         self.sent = self.admitted = self.interrupted = False
-        self.gained = self.strikes = self.crashes = 0
+        self.gained = 0
+        self.deaths: dict[float, int] = {}
+        self.crashes: set[float] = set()
 
     @property
     def id(self) -> str:

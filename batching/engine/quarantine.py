@@ -32,8 +32,8 @@ class Accusable(Protocol):
     sent: bool  # the present engine has it
     admitted: bool  # and computed, or was about to compute, some of it
     gained: int  # tokens that the present engine generated
-    strikes: int  # deaths in a row that it may have caused
-    crashes: int  # engines that failed by themselves while they computed it
+    deaths: dict[float, int]  # in a row, that it may have caused: when, and how many strikes each
+    crashes: set[float]  # when engines failed by themselves while they computed it
 
     @property
     def id(self) -> str: ...
@@ -51,23 +51,25 @@ class Quarantine(Generic[Open]):
     def __init__(self) -> None:
         self._suspects: dict[str, Open] = {}  # the first is, or will next be, on trial
 
-    def engine_died(self, sent: Iterable[Open], killed: bool) -> Open | None:
+    def engine_died(self, sent: Iterable[Open], killed: bool, when: float) -> Open | None:
         """Who of the requests `sent` to the dead engine is guilty of its death, if anybody.
 
-        `killed`: the engine did not fail by itself, a SIGKILL ended it.
+        `killed`: the engine did not fail by itself, a SIGKILL ended it. Whoever is guilty is so of
+        all its `deaths`.
         """
         unproven = []
         for request in sent:
             if _proven(request):
-                request.strikes = 0
+                request.deaths.clear()
             else:
                 unproven.append(request)
-            request.crashes += not killed and request.admitted
+            if request.admitted and not killed:
+                request.crashes.add(when)
         # If none was computed, planning or taking in a request may have failed.
         accused = [request for request in unproven if request.admitted] or unproven
         for request in accused:
-            request.strikes += _KILLED_STRIKE if killed else _STRIKE
-            if request.strikes >= _SUSPECT_STRIKES:
+            request.deaths[when] = _KILLED_STRIKE if killed else _STRIKE
+            if sum(request.deaths.values()) >= _SUSPECT_STRIKES:
                 self._suspects[request.id] = request
         if len(accused) == 1 and accused[0].id in self._suspects:
             return self._suspects.pop(accused[0].id)
@@ -91,4 +93,4 @@ class Quarantine(Generic[Open]):
 
 def _proven(request: Accusable) -> bool:
     """Whether the engine served it long enough; longer each time that did not keep it alive."""
-    return request.gained >= PROVEN_TOKENS << max(0, request.crashes - 2)
+    return request.gained >= PROVEN_TOKENS << max(0, len(request.crashes) - 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 
 WINDOW_SECONDS = 600.0
 _FIRST_DELAY = 0.25
@@ -19,8 +20,12 @@ class RestartPolicy:
         self._limit = limit
         self._times: deque[tuple[float, bool]] = deque()  # and whether it counts
 
+    def excuse(self, deaths: Container[float]) -> None:
+        """Who caused these deaths is gone: it is as if they had not been."""
+        self._times = deque(entry for entry in self._times if entry[0] not in deaths)
+
     def delay(self, now: float, *, counts: bool = True) -> float | None:
-        """Seconds to wait before the restart that is due `now`; None: no more restarts."""
+        """Seconds to wait before the restart after a death `now`; None: no more restarts."""
         while self._times and self._times[0][0] <= now - WINDOW_SECONDS:
             self._times.popleft()
         if counts and sum(counted for _, counted in self._times) >= self._limit:

@@ -207,8 +207,9 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
         try:
             while self._process is not None:
                 reason = await self._process.watch()
-                explained = self._bury(reason, self._process.killed)
-                await self._restart(reason, explained)
+                died = time.monotonic()
+                explained = self._bury(reason, self._process.killed, died)
+                await self._restart(reason, explained, died)
         except EngineDeadError as error:
             logger.critical("%s", error)
             self._give_up(str(error))
@@ -216,18 +217,21 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
             logger.exception("the engine's supervisor failed")
             self._give_up(f"the engine's supervisor failed: {error}")
 
-    def _bury(self, reason: str, killed: bool) -> bool:
+    def _bury(self, reason: str, killed: bool, died: float) -> bool:
         """Take back what the dead engine had, and fail its killer. Returns whether one is known."""
         logger.error("%s; %d requests are open", reason, len(self._open))
         self.failure = f"restarting: {reason}"
         sent = [request for request in self._open.values() if request.sent]
-        culprit = self._quarantine.engine_died(sent, killed)
+        culprit = self._quarantine.engine_died(sent, killed, died)
         for request in self._open.values():
             request.interrupt()
         self._unsent = dict(self._open)
         self._aborts = []
         if culprit is not None:
             self._forget(culprit)
+            self._policy.excuse(culprit.deaths)
+            for request in self._open.values():  # they need not prove themselves for these
+                request.crashes.difference_update(culprit.deaths)
             logger.error("request %s crashed the engine repeatedly", culprit.id)
             self._condemn(culprit, f"the request crashed the engine repeatedly ({reason})")
         self._totals = msgspec.structs.replace(
@@ -236,12 +240,12 @@ class SupervisedClient(ABC, Generic[Work, Abilities]):
         self.stats = self._totals
         return culprit is not None
 
-    async def _restart(self, reason: str, explained: bool) -> None:
+    async def _restart(self, reason: str, explained: bool, died: float) -> None:
         """Start another engine. Raises `EngineDeadError` if that fails too often.
 
         `explained`: who killed the last one is gone.
         """
-        delay = self._policy.delay(time.monotonic(), counts=not explained)
+        delay = self._policy.delay(died, counts=not explained)
         while delay is not None:
             await asyncio.sleep(delay)
             self.restarts += 1

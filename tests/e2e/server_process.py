@@ -166,6 +166,12 @@ class FaultyServer(ServerProcess):
     engine = "tests.e2e.faulty_child"
 
 
+class StarvingServer(ServerProcess):
+    """A real server whose engine runs out of memory on SIGUSR1 (see `starving`)."""
+
+    cli = engine = "tests.e2e.starving"
+
+
 @contextmanager
 def running(
     server: ServerProcess, end: Callable[[ServerProcess], object] = ServerProcess.stop

@@ -1,4 +1,5 @@
-"""The engine of a real server is killed and stopped in mid-stream; its clients notice a pause."""
+"""The engine of a real server is killed, stopped and starved of memory in mid-stream; its clients
+notice a pause."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import openai
 import pytest
 
 from tests.e2e.mixed_load import answer, case
-from tests.e2e.server_process import ServerProcess, running
+from tests.e2e.server_process import ServerProcess, StarvingServer, running
 
 STREAMS = 16
 RESTART_SECONDS = 180.0  # importing torch on a machine that is busy with other things
@@ -21,7 +22,7 @@ TOKENS = 400
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(
+    process = StarvingServer(
         tmp_path_factory.mktemp("server") / "log",
         *("--dtype", "float32", "--served-model-name", "tiny", "--max-model-len", "512"),
     )
@@ -108,7 +109,14 @@ async def test_streams_survive_a_kill_and_a_hang(
     assert all(t["stages"]["engine restart"] > 0 for t in told if t["sequences"][0]["restarts"])
 
 
-async def test_every_endpoint_survives_a_kill(fragile: ServerProcess) -> None:
+@pytest.mark.parametrize(
+    "fault,reason",
+    [
+        (signal.SIGKILL, "the engine process was killed by SIGKILL"),
+        (signal.SIGUSR1, "DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+async def test_every_endpoint_survives(fragile: ServerProcess, fault: int, reason: str) -> None:
     """What the model says, in every form that the API has, is the same after it."""
     cases = [case(index, 150) for index in range(24)]
     async with httpx.AsyncClient(base_url=fragile.url, timeout=RESTART_SECONDS) as http:
@@ -118,9 +126,10 @@ async def test_every_endpoint_survives_a_kill(fragile: ServerProcess) -> None:
         readers = [asyncio.create_task(answer(http, c, stream=True)) for c in cases]
         while fragile.metric("vllm:generation_tokens_total") < generated + 10 * len(cases):
             await asyncio.sleep(0.01)
-        fragile.signal_engine(signal.SIGKILL)
+        fragile.signal_engine(fault)
         assert await asyncio.gather(*readers) == whole
     assert fragile.metric("slipstream_engine_restarts_total") == restarts + 1
+    assert reason in fragile.log()
     fragile.wait_idle()
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from batching.core.event_log import replay
 from batching.core.types import FinishReason, Request, TokenEvent
-from batching.engine import process
+from batching.engine import process, restart_policy
 from batching.engine.client import EngineClient, EngineDeadError, EngineStartError, RequestStream
 from batching.engine.messages import StepOutput
 from config.settings import EngineSettings
@@ -189,6 +189,25 @@ async def test_a_death_that_is_explained_does_not_count(start: Start) -> None:
     tokens, _ = await collect(engine.submit(request("next", [1], 5)))
     assert len(tokens) == 5
     assert engine.restarts == 2
+
+
+async def test_poisonous_requests_in_a_row_do_not_use_up_the_restarts(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restart_policy, "_LONGEST_DELAY", 0.1)
+    engine = await start(restart_limit=2, max_model_len=1024)
+    jobs = [request(f"r{i}", [i] * 20, 600) for i in range(4)]
+    whole = await asyncio.gather(*(collect(engine.submit(job)) for job in jobs))
+    crowd = [asyncio.create_task(collect(engine.submit(job))) for job in jobs]
+    for n in range(5):
+        _, last = await collect(engine.submit(request(f"poison{n}", [Fault.RAISE_LATE, 1], 50)))
+        assert last.finish is FinishReason.ERROR
+    assert not any(reader.done() for reader in crowd), "nobody was beside them"
+    for (expected, _), (got, end) in zip(whole, await asyncio.gather(*crowd), strict=True):
+        assert got == expected
+        assert end.finish is FinishReason.LENGTH
+    assert engine.restarts > 10
+    await until_idle(engine)
 
 
 async def test_an_engine_that_keeps_dying_is_given_up(start: Start) -> None:

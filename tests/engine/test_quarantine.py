@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from batching.core.types import Request, SamplingParams, TokenEvent
 from batching.engine.open_request import OpenRequest
 from batching.engine.quarantine import PROVEN_TOKENS, Quarantine
 from batching.engine.restart_policy import WINDOW_SECONDS, RestartPolicy
 from batching.engine.stream import RequestStream
+
+TIMES = count(1.0)
 
 
 def opened(name: str) -> OpenRequest:
@@ -27,7 +31,7 @@ def run(requests: list[OpenRequest], tokens: int = 0, admitted: bool = True) -> 
 def test_one_death_accuses_but_condemns_nobody() -> None:
     alone, quarantine = opened("a"), Quarantine()
     run([alone])
-    assert quarantine.engine_died([alone], killed=False) is None
+    assert quarantine.engine_died([alone], killed=False, when=next(TIMES)) is None
     assert quarantine.may_go([alone]) == [alone]
 
 
@@ -36,7 +40,7 @@ def test_the_only_one_accused_twice_is_guilty() -> None:
     for _ in range(2):
         run([poison])
         run([other], PROVEN_TOKENS)
-        verdict = quarantine.engine_died([poison, other], killed=False)
+        verdict = quarantine.engine_died([poison, other], killed=False, when=next(TIMES))
     assert verdict is poison
     assert quarantine.may_go([other]) == [other]
 
@@ -45,7 +49,7 @@ def test_progress_between_deaths_clears() -> None:
     stream, quarantine = opened("s"), Quarantine()
     for tokens in [PROVEN_TOKENS, 0] * 6:
         run([stream], tokens)
-        assert quarantine.engine_died([stream], killed=True) is None
+        assert quarantine.engine_died([stream], killed=True, when=next(TIMES)) is None
 
 
 def test_who_crashes_engines_now_and_then_is_found_too() -> None:
@@ -53,7 +57,7 @@ def test_who_crashes_engines_now_and_then_is_found_too() -> None:
     verdicts = []
     for _ in range(6):
         run([stream], 20)
-        verdicts.append(quarantine.engine_died([stream], killed=False))
+        verdicts.append(quarantine.engine_died([stream], killed=False, when=next(TIMES)))
     assert verdicts == [None, None, None, None, None, stream]
 
 
@@ -62,7 +66,7 @@ def test_a_killed_engine_is_half_the_evidence() -> None:
     verdicts = []
     for _ in range(4):
         run([stream])
-        verdicts.append(quarantine.engine_died([stream], killed=True))
+        verdicts.append(quarantine.engine_died([stream], killed=True, when=next(TIMES)))
     assert verdicts == [None, None, None, stream]
 
 
@@ -71,7 +75,7 @@ def test_suspects_are_tried_one_at_a_time() -> None:
     quarantine = Quarantine()
     for _ in range(2):
         run([a, poison, c])
-        assert quarantine.engine_died([a, poison, c], killed=False) is None
+        assert quarantine.engine_died([a, poison, c], killed=False, when=next(TIMES)) is None
     waiting = [a, poison, c, late]
     for request in waiting:
         request.interrupt()
@@ -83,7 +87,7 @@ def test_suspects_are_tried_one_at_a_time() -> None:
     assert quarantine.acquit(a)
     assert quarantine.may_go([poison, c, late]) == (poison,)
     run([poison])
-    assert quarantine.engine_died([a, poison], killed=False) is poison
+    assert quarantine.engine_died([a, poison], killed=False, when=next(TIMES)) is poison
     assert quarantine.may_go([a, c, late]) == (c,)
     assert quarantine.forget(c)  # its client went away
     assert quarantine.may_go([a, late]) == [a, late]
@@ -94,16 +98,16 @@ def test_requests_that_only_waited_are_not_accused() -> None:
     for _ in range(2):
         run([poison])
         run([waiting], admitted=False)
-        verdict = quarantine.engine_died([waiting, poison], killed=False)
+        verdict = quarantine.engine_died([waiting, poison], killed=False, when=next(TIMES))
     assert verdict is poison
-    assert waiting.strikes == 0
+    assert not waiting.deaths
 
 
 def test_a_request_that_fails_before_it_is_computed_is_found() -> None:
     poison, quarantine = opened("p"), Quarantine()
     for _ in range(2):
         run([poison], admitted=False)
-        verdict = quarantine.engine_died([poison], killed=False)
+        verdict = quarantine.engine_died([poison], killed=False, when=next(TIMES))
     assert verdict is poison
 
 
@@ -122,3 +126,11 @@ def test_restarts_whose_cause_is_gone_back_off_without_end() -> None:
     assert policy.delay(0.0) == 1.0
     assert policy.delay(0.0) is None
     assert policy.delay(0.0, counts=False) == 2.0
+
+
+def test_deaths_are_excused_when_their_cause_is_found_afterwards() -> None:
+    policy = RestartPolicy(limit=2)
+    for when in range(0, 15, 3):  # five culprits in a row, each found at its third death
+        assert None not in [policy.delay(when), policy.delay(when + 1)]
+        policy.excuse({when, when + 1})
+        assert policy.delay(when + 2, counts=False) is not None
