@@ -15,12 +15,12 @@ _hoard = []
 
 
 def starve(*_: object) -> None:
-    """Take what memory there is, as a leak would: in the step's next allocation torch fails."""
+    """Take what memory there is, as a leak would, but for crumbs that Python can live on."""
     import torch
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(),) * 2)
-    for size in (1 << 20, 1 << 14, 1 << 8):
+    for size in (1 << 20, 1 << 14):
         try:
             while True:
                 _hoard.append(torch.empty(size, dtype=torch.uint8))
