@@ -2,7 +2,8 @@
 
 Values are written as themselves or as [kind, …]; an object of our own is written where it is first
 met and named by its number afterwards (in the order in which they are complete), since a sequence
-is known to the queue, the residents and the drafts alike. None holds itself.
+is known to the queue, the residents and the drafts alike. None holds itself. The pool, which is
+nearly all there is, is left to the encoder as it is: a million tokens are no work in C.
 
 Reading makes objects of the classes below and fills their attributes: a log from a stranger can be
 wrong, but runs nothing.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from types import FunctionType, NoneType
 from typing import Any
@@ -21,7 +22,7 @@ import msgspec
 
 from batching.core import types
 from batching.core.admission import OutputForecast
-from batching.core.blocks import BlockPool
+from batching.core.blocks import BlockPool, Key
 from batching.core.cost_model import CostModel
 from batching.core.draft import Draft
 from batching.core.policy import POLICIES, WaitingQueue
@@ -33,8 +34,7 @@ from batching.core.totals import Totals
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        BlockPool, CostModel, Draft, OutputForecast, Residents, Scheduler, Sequence, WaitingQueue,
-        Totals,
+        CostModel, Draft, OutputForecast, Residents, Scheduler, Sequence, WaitingQueue, Totals,
     )
 }  # fmt: skip
 _VALUES: dict[str, type] = {
@@ -47,7 +47,10 @@ _PLAIN = frozenset({NoneType, bool, int, str})
 
 
 def freeze(scheduler: Scheduler) -> Any:
-    """All of a scheduler as JSON values. Raises `TypeError` for what it cannot write."""
+    """All of a scheduler, to be encoded before it changes.
+
+    Raises `TypeError` for what it cannot write.
+    """
     return _Freezer().freeze(scheduler)
 
 
@@ -81,26 +84,22 @@ class _Freezer:
         if kind is dict:
             return ["dict", [[self.freeze(k), self.freeze(v)] for k, v in value.items()]]
         if kind.__name__ in _COLLECTIONS:
-            if _PLAIN.issuperset(map(type, value)):  # a block's tokens: most of all there is
+            if _PLAIN.issuperset(map(type, value)):
                 return [kind.__name__, list(value)]
-            if kind is tuple:  # a block's key, which its pool has twice
-                return self._once("shared", value, lambda: [self.freeze(v) for v in value])
             return [kind.__name__, [self.freeze(v) for v in value]]
         if kind is FunctionType:
             return ["policy", next(name for name, f in POLICIES.items() if f is value)]
+        if kind is BlockPool:  # its index of the keys is made again
+            return ["BlockPool", {k: v for k, v in vars(value).items() if k != "_cached"}]
         if kind in _VALUES.values():
-            return [kind.__name__, msgspec.to_builtins(value)]
+            return [kind.__name__, value]
         # A recording scheduler is one that has a recorder besides.
         name = "Scheduler" if isinstance(value, Scheduler) else kind.__name__
         if name not in _CLASSES:
             raise TypeError(f"{name} has no place in a snapshot")
-        return self._once(name, value, lambda: {k: self.freeze(v) for k, v in _attributes(value)})
-
-    def _once(self, name: str, value: Any, content: Callable[[], Any]) -> Any:
-        """The value's name and content, or where it came before."""
         if id(value) in self._numbers:
             return ["again", self._numbers[id(value)]]
-        written = content()
+        written = {k: self.freeze(v) for k, v in _attributes(value)}
         self._numbers[id(value)] = len(self._numbers)
         return [name, written]
 
@@ -125,15 +124,17 @@ class _Thawer:
         if kind in _COLLECTIONS:
             is_plain = list not in set(map(type, content))
             return _COLLECTIONS[kind](content if is_plain else map(self.thaw, content))
-        if kind == "shared":
-            self._objects.append(tuple(map(self.thaw, content)))
-            return self._objects[-1]
         if kind == "dict":
             return {self.thaw(k): self.thaw(v) for k, v in content}
         if kind == "again":
             return self._objects[content]
         if kind in _VALUES:
             return msgspec.convert(content, _VALUES[kind])
+        if kind == "BlockPool":
+            pool = BlockPool(content["num_blocks"], content["block_size"])
+            vars(pool).update(content, _keys=msgspec.convert(content["_keys"], list[Key | None]))
+            pool._cached = {key: b for b, key in enumerate(pool._keys) if key is not None}
+            return pool
         if kind in _CLASSES:
             cls = _CLASSES[kind]
             made: Any = object.__new__(cls)
