@@ -65,7 +65,7 @@ class Engines:
         self, settings: ServerSettings, name: str, engine: EngineSettings
     ) -> Service:
         metrics = Metrics(name)
-        flights = FlightRecorder()
+        flights = FlightRecorder(metrics)
 
         def on_step(output: StepOutput) -> None:
             metrics.on_step(output)

@@ -18,7 +18,7 @@ from app.flights.waterfall import state_of
 from app.http.errors import ApiError
 from app.http.query import parameters
 from app.http.sse import EventStream, StreamEnd, event_bytes
-from app.middleware import sees
+from app.middleware import sees, tenant_of
 from app.served import Served
 from app.service import Service
 from batching.core.types import EngineStats
@@ -28,6 +28,7 @@ WINDOW_SECONDS = 30.0  # of steps and ended requests that a frame tells of
 RATE_SECONDS = 3.0  # over which rates are means
 MAX_LANES = 64  # in a frame: more than fit a screen
 MAX_WATCHERS = 16  # each has its own frames made
+MAX_OF_A_KEY = 4  # of these, so that no holder keeps out the others
 
 
 _Entry = tuple[Flight, Lane]
@@ -277,14 +278,14 @@ async def live(served: Served, request: Request) -> Response:
     parameters(request, set())
     if served.generator is None:
         served.refuse_generation()
-    recorder = served.generator.flights
-    if recorder.watchers >= MAX_WATCHERS:
-        message = f"{MAX_WATCHERS} watch already"
+    watchers, tenant = served.generator.flights.watchers, tenant_of(request.scope)
+    if watchers.total() >= MAX_WATCHERS or (tenant and watchers[tenant] >= MAX_OF_A_KEY):
+        message = f"{watchers[tenant]} with this key and {watchers.total()} in all watch already"
         raise ApiError(message, status=429, code="too_many_watchers", headers={"retry-after": "5"})
-    recorder.watchers += 1
+    watchers[tenant] += 1
 
     def close() -> None:
-        recorder.watchers -= 1
+        watchers[tenant] -= 1
 
     watch = Watch(served.generator, sees(request.scope))
     ending = StreamEnd(b"", lambda error: b"event: error\ndata: " + error.body() + b"\n\n")

@@ -10,7 +10,7 @@ from operator import sub
 from typing import NamedTuple
 
 from app.outputs.usage import Usage
-from batching.core.types import Lack, StepSummary
+from batching.core.types import Lack, Request, StepSummary
 
 # A prompt of 128k tokens has some 250 chunks; of the later ones it is enough to know their sum.
 MAX_CHUNKS = 32
@@ -97,14 +97,15 @@ class Lane:
     __slots__ = (
         "arrival", "cached", "chunks", "decoding", "ended", "finish", "first", "id",
         "last", "later_chunks", "later_seconds", "later_tokens", "load", "max_tokens", "pauses",
-        "prompt", "scheduled", "tokens", "worst", "worst_step",
+        "prompt", "received", "scheduled", "tokens", "worst", "worst_step",
     )  # fmt: skip
 
-    def __init__(self, id: str, prompt: int, max_tokens: int, arrival: float, load: Load) -> None:
-        self.id = id
-        self.prompt = prompt  # tokens
-        self.max_tokens = max_tokens
-        self.arrival = arrival
+    def __init__(self, request: Request, received: float, load: Load) -> None:
+        self.id = request.id
+        self.prompt = len(request.prompt)
+        self.max_tokens = request.params.max_tokens
+        self.received = received  # the head of its HTTP request had come
+        self.arrival = request.arrival  # in the engine's queue
         self.scheduled = self.first = self.last = self.ended = 0.0
         self.finish: str | None = None
         self.cached = 0

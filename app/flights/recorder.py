@@ -7,10 +7,10 @@ step, a few additions. What can be worked out later is worked out when somebody 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.types import Scope
 
@@ -28,12 +28,24 @@ KEPT_LANES = 1024
 KEPT_STEPS = 4096
 
 
+class Timekeeper(Protocol):
+    """Who is told of tokens and lanes (`app.telemetry.metrics.Metrics`)."""
+
+    def first_token(self, seconds: float) -> None: ...
+    def later_tokens(self, seconds: float, count: int) -> None: ...
+    def lane_ended(self, lane: Lane, tokens: int) -> None: ...
+
+
 class FlightRecorder:
     """All flights of one engine. `on_step` belongs to the engine client's callback."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, kept_lanes: int = KEPT_LANES
+        self,
+        times: Timekeeper,
+        clock: Callable[[], float] = time.monotonic,
+        kept_lanes: int = KEPT_LANES,
     ) -> None:
+        self._times = times
         self.clock = clock
         self.steps: deque[Step] = deque(maxlen=KEPT_STEPS)
         self.load = Load()
@@ -47,7 +59,7 @@ class FlightRecorder:
         self._flights: dict[str, Flight] = {}  # open and ended, by name
         # By tenant and each of their names: a client may choose one that another's flight has.
         self._names: dict[tuple[str, str], Flight] = {}
-        self.watchers = 0  # of `/debug/live`
+        self.watchers: Counter[str] = Counter()  # of `/debug/live`, by tenant
         self._engine: Engine | None = None
         self._restarts = 0
         self._heard = clock()
@@ -90,16 +102,16 @@ class FlightRecorder:
 
     def submitted(self, flight: Flight, request: Request) -> None:
         """A sequence of it was handed to the engine."""
-        length, params = len(request.prompt), request.params
-        lane = Lane(request.id, length, params.max_tokens, request.arrival, self.load)
+        length = len(request.prompt)
+        lane = Lane(request, flight.received, self.load)
         flight.lanes.append(lane)
         self._lanes[lane.id] = self._waiting[lane.id] = lane
         self._waiting_tokens += length
         self._waiting_flights += not flight.waiting
         flight.waiting += 1
 
-    def lane_ended(self, request_id: str, finish: str) -> None:
-        """A sequence's answer is over."""
+    def lane_ended(self, request_id: str, finish: str, tokens: int) -> None:
+        """A sequence's answer is over, after so many tokens that the client got."""
         lane = self._lanes.pop(request_id, None)
         if lane is None:
             return
@@ -110,6 +122,7 @@ class FlightRecorder:
             pause.ended = lane.ended
         if lane.decoding is not None:
             lane.decoding = self.load.since(lane.decoding)
+        self._times.lane_ended(lane, tokens)
 
     def arrive(self, flight: Flight) -> None:
         """A flight's answer is over, and its lanes' are. Idempotent."""
@@ -162,14 +175,16 @@ class FlightRecorder:
             if lane is None:
                 continue
             if event.tokens:
+                count = len(event.tokens)
                 if lane.tokens:
                     gap = now - lane.last
+                    self._times.later_tokens(gap, count)
                     if gap > lane.worst:
                         lane.worst, lane.worst_step = gap, step
                 else:
                     self._first_token(lane, now)
                 lane.last = now
-                lane.tokens += len(event.tokens)
+                lane.tokens += count
             if event.cached_tokens is not None:
                 lane.cached = event.cached_tokens
             if event.finish is not None:
@@ -197,6 +212,7 @@ class FlightRecorder:
         self._schedule(lane, now)
         lane.first = now
         lane.decoding = self.load
+        self._times.first_token(now - lane.received)
 
     def _restarted(self, restarts: int) -> None:
         """An engine died since it was heard last."""

@@ -101,7 +101,6 @@ class Generation:
             for request in requests:
                 self._streams.append(service.engine.submit(request))
                 service.backlog.join(request)
-                service.metrics.request_started(request)
                 service.flights.submitted(flight, request)
             self._set_timer()
         except Exception:
@@ -185,8 +184,7 @@ class Generation:
         for stream, job in zip(self._streams, self.jobs, strict=False):
             stream.cancel()
             reason = job.choice.finish or self._ending.value
-            self._service.metrics.request_ended(stream.request, reason, job.choice.tokens)
-            self._service.flights.lane_ended(stream.request.id, reason)
+            self._service.flights.lane_ended(stream.request.id, reason, job.choice.tokens)
         if self._streams:
             counts = [job.choice.tokens for job in self.jobs]
             self._service.metrics.generation_ended(counts, self._samples)

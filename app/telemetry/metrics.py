@@ -1,21 +1,21 @@
 """Prometheus metrics under vLLM's names, so that its dashboards and autoscalers work unchanged.
 
-Counters of tokens advance exactly by what responses report as usage. Histograms of times come
-from the engine's step outputs. Everything else is read from the engine's last statistics when
+Counters of tokens advance exactly by what responses report as usage. Times are the flight
+recorder's. Everything else is read from the engine's last statistics when
 somebody scrapes, and costs nothing until then.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.access.quota import EXCEEDED
+from app.flights.record import Lane
 from app.telemetry.engine_info import info_family
 from app.telemetry.engine_metrics import (
     StepMetrics,
@@ -34,8 +34,7 @@ from app.telemetry.histogram import (
     SplitHistogram,
     length_edges,
 )
-from batching.core.types import EngineStats, Timing
-from batching.core.types import Request as EngineRequest
+from batching.core.types import EngineStats
 from batching.engine.messages import StepOutput
 from batching.worker.protocol import Capabilities
 
@@ -53,20 +52,15 @@ _DEADLINE_MISSES = ("refused", "unserved", "timeout")
 class Metrics(Collector):
     """All counters of one served model. `on_step` belongs to the engine client's callback."""
 
-    def __init__(self, model_name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, model_name: str) -> None:
         self.model_name = model_name
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generation_tokens = 0
         self.finished: Counter[str] = Counter()
         self.deadline_misses: Counter[str] = Counter()  # of HTTP requests, by what became of them
-        self._clock = clock
         self._families = Families(model_name)
         self._steps = StepMetrics()
-        # By request id: arrival until the first token, then the times of first and last token.
-        self._arrivals: dict[str, float] = {}
-        self._firsts: dict[str, float] = {}
-        self._last: dict[str, float] = {}
         self.capabilities: Capabilities | None = None
         self._engine: Engine | None = None
         self._admission: Admission | None = None
@@ -121,25 +115,33 @@ class Metrics(Collector):
         self.prompt_tokens += prompt_tokens
         self._n.observe(n)
 
-    def request_started(self, request: EngineRequest) -> None:
-        """A sequence was handed to the engine."""
-        self._arrivals[request.id] = request.arrival
-        self._max_tokens.observe(request.params.max_tokens)
+    def first_token(self, seconds: float) -> None:
+        """A sequence has its first token, so long after its request arrived."""
+        self._ttft.observe(seconds)
 
-    def request_ended(self, request: EngineRequest, reason: str, tokens: int) -> None:
-        """A sequence's response is over after `tokens` tokens; `reason` as in `FinishReason`."""
-        self._arrivals.pop(request.id, None)
-        first = self._firsts.pop(request.id, None)
-        last = self._last.pop(request.id, None)
+    def later_tokens(self, seconds: float, count: int) -> None:
+        """A sequence has `count` more, so long after its last one."""
+        self._itl.observe(seconds / count, count)
+
+    def lane_ended(self, lane: Lane, tokens: int) -> None:
+        """The answer of a sequence is over, after so many tokens that the client got."""
+        reason = lane.finish or ""
         self.finished[reason] += 1
-        self._prompt_lengths.observe(len(request.prompt))
+        self._prompt_lengths.observe(lane.prompt)
         self._output_lengths.observe(tokens)
-        if first is None or last is None or reason not in ("stop", "length"):
+        self._max_tokens.observe(lane.max_tokens)
+        if lane.scheduled:
+            self._queue.observe(lane.scheduled - lane.arrival)
+            self._inference.observe(lane.ended - lane.scheduled)
+        if not lane.first:
             return
-        self._e2e.observe(last - request.arrival)
-        self._decode.observe(last - first)
+        self._prefill.observe(lane.first - lane.scheduled)
+        if reason not in ("stop", "length"):
+            return
+        self._e2e.observe(lane.last - lane.received)
+        self._decode.observe(lane.last - lane.first)
         if tokens > 1:
-            self._tpot.observe((last - first) / (tokens - 1))
+            self._tpot.observe((lane.last - lane.first) / (tokens - 1))
 
     def forecast_came_true(self, forecast: float, seconds: float) -> None:
         """All first tokens of an HTTP request, forecast when it arrived, have come."""
@@ -151,28 +153,8 @@ class Metrics(Collector):
             self._longest.observe(max(counts[i : i + samples]))
 
     def on_step(self, output: StepOutput) -> None:
-        """Time the tokens of one engine step."""
-        now = self._clock()
-        last = self._last
-        for event in output.events:
-            if event.tokens:
-                if (before := last.get(event.id)) is not None:
-                    last[event.id] = now
-                    count = len(event.tokens)
-                    self._itl.observe((now - before) / count, count)
-                elif (arrival := self._arrivals.pop(event.id, None)) is not None:
-                    self._firsts[event.id] = last[event.id] = now
-                    self._ttft.observe(now - arrival)
-            if event.timing is not None:
-                self._observe_timing(event.timing)
+        """Take in a message of the engine."""
         self._steps.on_step(output.stats, output.step)
-
-    def _observe_timing(self, timing: Timing) -> None:
-        if timing.scheduled:
-            self._queue.observe(timing.scheduled - timing.arrival)
-            self._inference.observe(timing.finished - timing.scheduled)
-        if timing.first_token:
-            self._prefill.observe(timing.first_token - timing.scheduled)
 
     def collect(self) -> Iterator[Metric]:
         """All families, read now."""

@@ -121,7 +121,7 @@ class Scheduler:
         if sequence is None:
             return None
         self._remove(sequence)
-        return self._event(sequence, now, finish=FinishReason.ABORT)
+        return self._event(sequence, finish=FinishReason.ABORT)
 
     def expire(self, now: float) -> list[TokenEvent]:
         """End requests whose deadline has passed. O(1) unless one may have."""
@@ -131,7 +131,7 @@ class Scheduler:
         for sequence in late:
             self._remove(sequence)
         self._next_expiry = min((s.expiry for s in self._sequences.values()), default=math.inf)
-        return [self._event(s, now, finish=FinishReason.EXPIRED) for s in late]
+        return [self._event(s, finish=FinishReason.EXPIRED) for s in late]
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step; None if there is nothing to do until a commit or an `add`.
@@ -144,7 +144,7 @@ class Scheduler:
         draft = Draft(self._planned, now)
         self._residents.share_slots(draft.preempted)
         prefills = self._plan_decodes(draft)
-        self._plan_prefills(draft, prefills, now)
+        self._plan_prefills(draft, prefills)
         self._totals.count_prefills(prefills)
         if not draft.sequences:
             return None
@@ -182,7 +182,7 @@ class Scheduler:
             scored = result.prompt_logprobs.get(share.slot, [])
             if share.slot in result.gave_up:
                 token = logprobs = None
-            event = self._advance(sequence, share, token, logprobs, scored, now)
+            event = self._advance(sequence, share, token, logprobs, scored)
             if event is not None:
                 events.append(event)
         self._residents.release_quarantine()
@@ -237,7 +237,7 @@ class Scheduler:
                 self._residents.register(sequence)
         return [s for s in prefills if s.slot >= 0]
 
-    def _plan_prefills(self, draft: Draft, prefills: list[Sequence], now: float) -> None:
+    def _plan_prefills(self, draft: Draft, prefills: list[Sequence]) -> None:
         """Fill the budget with chunks, in policy order over running and waiting sequences."""
         room = self.limits.max_step_tokens - len(draft.sequences)
         slack = math.inf
@@ -246,7 +246,7 @@ class Scheduler:
         queue = deque(sorted(prefills, key=self._waiting.rank))
         first = True
         while room > 0:
-            sequence = self._next_prefill(queue, prefills, draft, now)
+            sequence = self._next_prefill(queue, prefills, draft)
             if sequence is None:
                 return
             count = self._chunk(sequence, room, slack, first)
@@ -259,7 +259,7 @@ class Scheduler:
             self._residents.register(sequence)
 
     def _next_prefill(
-        self, queue: deque[Sequence], prefills: list[Sequence], draft: Draft, now: float
+        self, queue: deque[Sequence], prefills: list[Sequence], draft: Draft
     ) -> Sequence | None:
         """The first of `queue`, or whoever waits and comes before; `prefills` gains that one."""
         head = self._waiting.head()
@@ -270,7 +270,6 @@ class Scheduler:
                 if hits is not None:
                     prefills.append(head)
                     if not head.preemptions:
-                        head.scheduled = now
                         self._waiting.charge(head, len(head.tokens) - hits)
                     return head
         return queue.popleft() if queue else None
@@ -295,7 +294,6 @@ class Scheduler:
         token: int | None,
         logprobs: TokenLogprobs | None,
         scored: list[TokenLogprobs],
-        now: float,
     ) -> TokenEvent | None:
         """Apply one sequence's share of a result."""
         end = share.start + share.count
@@ -310,7 +308,7 @@ class Scheduler:
             sequence.prompt_scored = max(sequence.prompt_scored, last + 1)
         finish = None
         if token is not None:
-            finish = self._append(sequence, token, now)
+            finish = self._append(sequence, token)
         elif end == sequence.length_limit or share.sample:
             finish = FinishReason.LENGTH  # only the prompt was wanted, or its grammar gave up
         elif not scored:
@@ -321,13 +319,11 @@ class Scheduler:
                 generated, sequence.length_limit - sequence.prompt_length
             )
             self._remove(sequence)
-        return self._event(sequence, now, token, logprobs, scored, finish)
+        return self._event(sequence, token, logprobs, scored, finish)
 
-    def _append(self, sequence: Sequence, token: int, now: float) -> FinishReason | None:
+    def _append(self, sequence: Sequence, token: int) -> FinishReason | None:
         tokens = sequence.tokens
-        if not sequence.first_token_known:
-            sequence.first_token_known = True
-            sequence.first_token = now
+        sequence.first_token_known = True
         sequence.pending -= 1
         tokens.append(token)
         self._totals.generated += 1
@@ -344,7 +340,6 @@ class Scheduler:
     def _event(
         self,
         sequence: Sequence,
-        now: float,
         token: int | None = None,
         logprobs: TokenLogprobs | None = None,
         scored: list[TokenLogprobs] | tuple[()] = (),
@@ -359,7 +354,6 @@ class Scheduler:
             prompt_logprobs=tuple(scored),
             cached_tokens=cached,
             finish=finish,
-            timing=None if finish is None else sequence.timing(now),
         )
 
     def _remove(self, sequence: Sequence) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from batching.core.blocks import Parent
-from batching.core.types import Limits, Request, Timing
+from batching.core.types import Limits, Request
 
 
 class Sequence:
@@ -17,10 +17,10 @@ class Sequence:
     """
 
     __slots__ = (
-        "blocks", "cached_tokens", "chain", "compute_limit", "computed", "epoch", "first_token",
+        "blocks", "cached_tokens", "chain", "compute_limit", "computed", "epoch",
         "first_token_known", "fresh", "id", "is_constrained", "key", "last_step", "length_limit",
         "most_blocks", "pending", "preemptions", "prompt_computed", "prompt_length",
-        "prompt_scored", "registered", "reported", "request", "scheduled", "shared_blocks",
+        "prompt_scored", "registered", "reported", "request", "shared_blocks",
         "slot", "stop_from", "stop_tokens", "tokens",
     )  # fmt: skip
 
@@ -59,8 +59,6 @@ class Sequence:
         self.prompt_scored = 1  # first prompt position whose logprobs were not delivered
         self.cached_tokens: int | None = None  # prefix hit of the first admission
         self.reported = False  # an event was sent
-        self.scheduled = 0.0
-        self.first_token = 0.0
         self.first_token_known = False
         self.preemptions = 0
 
@@ -104,7 +102,3 @@ class Sequence:
         self.blocks = []
         self.computed = 0
         self.pending = 0
-
-    def timing(self, now: float) -> Timing:
-        """When things happened, the end being `now`."""
-        return Timing(self.request.arrival, self.scheduled, self.first_token, now, self.preemptions)

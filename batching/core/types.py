@@ -158,19 +158,6 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     gave_up: tuple[int, ...] = ()
 
 
-class Timing(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """When things happened to one request (monotonic seconds), sent with its last event.
-
-    `scheduled` and `first_token` are 0 if the request ended before.
-    """
-
-    arrival: float
-    scheduled: float  # first step that contained it
-    first_token: float
-    finished: float
-    preemptions: int = 0
-
-
 class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """News of one request: tokens it gained in a step, or its end.
 
@@ -185,7 +172,6 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     cached_tokens: int | None = None
     finish: FinishReason | None = None
     error: str | None = None
-    timing: Timing | None = None
 
 
 class Lack(StrEnum):

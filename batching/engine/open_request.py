@@ -17,7 +17,7 @@ class OpenRequest:
     """
 
     __slots__ = (
-        "_continued", "_heard", "_repeats", "_request", "_scored", "admitted", "crashes", "deaths",
+        "_heard", "_repeats", "_request", "_scored", "admitted", "crashes", "deaths",
         "gained", "generated", "interrupted", "sent", "stream",
     )  # fmt: skip
 
@@ -34,7 +34,6 @@ class OpenRequest:
         self._heard = False  # the first event, with the number of cached tokens, was delivered
         self._scored = 0  # prompt logprobs delivered
         self._repeats = 0  # of these, those that the present engine will send again
-        self._continued = False  # the present engine got it with tokens of another
 
     @property
     def id(self) -> str:
@@ -61,7 +60,6 @@ class OpenRequest:
         self.sent = True
         if not self.interrupted:
             return self._request
-        self._continued = bool(self.generated)
         params = self._request.params
         if self._scored == len(self._request.prompt) - 1:
             params = msgspec.structs.replace(params, prompt_logprobs=None)
@@ -71,13 +69,8 @@ class OpenRequest:
     def _without_repeats(self, event: TokenEvent) -> TokenEvent:
         repeats = min(self._repeats, len(event.prompt_logprobs))
         self._repeats -= repeats
-        timing = event.timing
-        if timing is not None and self._continued:
-            # When the first token came only the engine knew that died.
-            timing = msgspec.structs.replace(timing, scheduled=0.0, first_token=0.0)
         return msgspec.structs.replace(
             event,
             prompt_logprobs=event.prompt_logprobs[repeats:],
             cached_tokens=None if self._heard else event.cached_tokens,
-            timing=timing,
         )

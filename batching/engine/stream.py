@@ -81,5 +81,4 @@ def _merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:
         cached_tokens=first.cached_tokens if second.cached_tokens is None else second.cached_tokens,
         finish=second.finish,
         error=second.error,
-        timing=second.timing,
     )

@@ -162,7 +162,8 @@ async def make_server(capabilities: Capabilities) -> AsyncIterator[MakeServer]:
     def make(
         script: Script | None = None, caps: Capabilities = capabilities, **settings: Any
     ) -> Server:
-        metrics, flights = Metrics(MODEL), FlightRecorder()
+        metrics = Metrics(MODEL)
+        flights = FlightRecorder(metrics)
 
         def on_step(output: StepOutput) -> None:
             metrics.on_step(output)

@@ -10,7 +10,6 @@ from batching.core.types import (
     EngineStats,
     FinishReason,
     Request,
-    Timing,
     TokenEvent,
     TokenLogprobs,
 )
@@ -122,7 +121,6 @@ class FakeEngine:
                 fake_logprobs(token, params.prompt_logprobs, width) for token in request.prompt[1:]
             )
         first = done == 0
-        arrival = request.arrival
         self._push(
             TokenEvent(
                 request.id,
@@ -131,7 +129,6 @@ class FakeEngine:
                 prompt_logprobs=prompt,
                 cached_tokens=0 if first else None,
                 finish=finish,
-                timing=None if finish is None else Timing(arrival, arrival, arrival, arrival),
             )
         )
         return len(batch)

@@ -8,6 +8,7 @@ from app.flights.record import Flight
 from app.flights.recorder import FlightRecorder
 from app.flights.verdict import tell
 from app.flights.waterfall import View, Waterfall
+from app.telemetry.metrics import Metrics
 from batching.core.scheduler import Scheduler
 from batching.core.types import FinishReason, Limits, Request, SamplingParams
 from batching.engine.loop import EngineLoop
@@ -23,7 +24,7 @@ class FlightDeck:
         self.now = 100.0
         self.failure: str | None = None
         self.restarts = 0
-        self.recorder = FlightRecorder(lambda: self.now, kept)
+        self.recorder = FlightRecorder(Metrics("m"), lambda: self.now, kept)
         self.recorder.serve(self)  # type: ignore[arg-type]
         sizes = {"num_blocks": 64, "block_size": 4, "max_sequences": 8, "max_step_tokens": 64}
         self.limits = Limits(max_model_len=256, **(sizes | limits))  # type: ignore[arg-type]
@@ -86,7 +87,7 @@ class FlightDeck:
         flight = self._flights[name]
         if all(lane.ended for lane in flight.lanes):
             for lane in flight.lanes:
-                self.recorder.lane_ended(lane.id, finish.value)
+                self.recorder.lane_ended(lane.id, finish.value, lane.tokens)
             self.recorder.arrive(flight)
 
     def cost_of_worker(self, cost: StepCost) -> None:

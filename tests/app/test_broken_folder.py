@@ -34,6 +34,6 @@ def test_a_broken_text_file_is_named(
     (folder / name).write_bytes(content)
     broken = msgspec.structs.replace(capabilities, model=str(folder))
     with pytest.raises(TokenizerError, match="chat template or generation config"):
-        Service.load(
-            ServerSettings(), FakeEngine(broken), broken, Metrics("tiny"), FlightRecorder()
-        )
+        metrics = Metrics("tiny")
+        flights = FlightRecorder(metrics)
+        Service.load(ServerSettings(), FakeEngine(broken), broken, metrics, flights)

@@ -14,6 +14,7 @@ import pytest
 
 from app.flights.live import (
     MAX_LANES,
+    MAX_OF_A_KEY,
     MAX_WATCHERS,
     WINDOW_SECONDS,
     Percentiles,
@@ -27,6 +28,7 @@ from batching.worker.simulated import StepCost
 from tests.app.conftest import Live, MakeServer, Server
 from tests.app.flight_deck import FlightDeck
 from tests.app.test_disconnect import until
+from tests.app.test_keys import bearer
 
 
 def watch(deck: FlightDeck, tenant: str = "") -> Watch:
@@ -142,14 +144,14 @@ async def test_over_http_until_the_watcher_goes(server: Server) -> None:
             news = frames(response)
             first = await anext(news)
             assert (first["model"], first["failure"], first["lanes"]) == ("tiny", None, [])
-            assert recorder.watchers == 1
+            assert recorder.watchers.total() == 1
             body = {"prompt": "a", "request_id": "seen"}
             await http.post(f"{url}/v1/completions", json=body)
             async for frame in news:
                 if frame["lanes"]:
                     break
             assert frame["lanes"][0]["id"] == "cmpl-seen"
-        await until(lambda: recorder.watchers == 0)
+        await until(lambda: recorder.watchers.total() == 0)
 
 
 async def test_it_ends_when_the_server_drains(server: Server) -> None:
@@ -164,14 +166,32 @@ async def test_it_ends_when_the_server_drains(server: Server) -> None:
             async with asyncio.timeout(10):
                 async for _ in news:
                     pass
-    assert server.service.flights.watchers == 0
+    assert server.service.flights.watchers.total() == 0
 
 
 async def test_so_many_watchers_and_no_more(make_server: MakeServer) -> None:
     server = make_server()
-    server.service.flights.watchers = MAX_WATCHERS
+    watchers = server.service.flights.watchers
+    watchers[""] = MAX_WATCHERS
     response = await server.http.get("/debug/live")
     assert response.status_code == 429 and response.headers["retry-after"]
     assert response.json()["error"]["code"] == "too_many_watchers"
-    server.service.flights.watchers = 0
+    watchers.clear()
     assert (await server.http.get("/debug/live?x=1")).json()["error"]["param"] == "x"
+
+
+async def test_one_key_does_not_keep_out_the_others(make_server: MakeServer) -> None:
+    server = make_server(api_keys=("greedy", "modest"))
+    async with Live(server) as running, httpx.AsyncClient() as http:
+
+        async def watch_as(key: str) -> httpx.Response:
+            url = f"http://127.0.0.1:{running.port}/debug/live"
+            request = http.build_request("GET", url, headers=bearer(key))
+            return await http.send(request, stream=True)
+
+        greedy = [await watch_as("greedy") for _ in range(MAX_OF_A_KEY + 1)]
+        assert [r.status_code for r in greedy] == [200] * MAX_OF_A_KEY + [429]
+        modest = await watch_as("modest")
+        assert modest.status_code == 200
+        for response in (*greedy, modest):
+            await response.aclose()

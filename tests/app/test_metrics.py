@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.flights.recorder import FlightRecorder
 from app.telemetry.histogram import (
     INTER_TOKEN_EDGES,
     REQUEST_EDGES,
@@ -21,10 +22,10 @@ from app.telemetry.histogram import (
 from app.telemetry.metrics import Metrics, exported_names
 from batching.core.types import (
     EngineStats,
+    FinishReason,
     Request,
     SamplingParams,
     StepSummary,
-    Timing,
     TokenEvent,
 )
 from batching.engine.messages import StepOutput
@@ -112,22 +113,29 @@ async def test_gauges_come_from_the_engines_statistics(server: Server) -> None:
 
 
 def test_times_of_one_request() -> None:
-    now = 0.0
-    metrics = Metrics("m", clock=lambda: now)
-    request = Request("a", [1, 2], SamplingParams(3), arrival=1.0)
-    metrics.request_started(request)
-    timing = Timing(arrival=1.0, scheduled=1.5, first_token=2.0, finished=2.75)
-    for now, tokens, end in ((2.0, (5,), None), (2.5, (6,), None), (2.75, (7,), timing)):
-        event = TokenEvent("a", tokens=tokens, timing=end)
-        step = StepSummary(began=now - 0.25, ended=now, sequences=1)
-        metrics.on_step(StepOutput([event], EngineStats(step_tokens=4), step))
-    metrics.request_ended(request, "length", 3)
+    metrics = Metrics("m")
+    flights = FlightRecorder(metrics)
+    state = {"request_id": "x", "arrival": 0.75}
+    flight = flights.board({"state": state, "path": "/"}, "answer", streamed=True)
+    request = Request("a-0", [1, 2], SamplingParams(3), arrival=1.0)
+    flights.depart(flight, request)
+    flights.submitted(flight, request)
+    for now, tokens, chunks in (
+        (2.0, (5,), (("a-0", 0, 2),)), (2.5, (6,), ()), (2.75, (7,), ()),
+    ):  # fmt: skip
+        finish = FinishReason.LENGTH if tokens == (7,) else None
+        event = TokenEvent("a-0", tokens=tokens, finish=finish)
+        step = StepSummary(began=now - 0.5, ended=now, sequences=1, chunks=chunks)
+        output = StepOutput([event], EngineStats(step_tokens=4), step)
+        metrics.on_step(output)
+        flights.on_step(output)
+    flights.lane_ended("a-0", "length", 3)
     samples = {s.name: s.value for f in metrics.collect() for s in f.samples if not s.name.endswith("_bucket")}  # fmt: skip  # noqa: E501
     sums = {
-        "time_to_first_token_seconds": (1.0, 1),
+        "time_to_first_token_seconds": (1.25, 1),
         "inter_token_latency_seconds": (0.75, 2),
         "request_time_per_output_token_seconds": (0.375, 1),
-        "e2e_request_latency_seconds": (1.75, 1),
+        "e2e_request_latency_seconds": (2.0, 1),
         "request_queue_time_seconds": (0.5, 1),
         "request_prefill_time_seconds": (0.5, 1),
         "request_decode_time_seconds": (0.75, 1),
@@ -142,8 +150,8 @@ def test_times_of_one_request() -> None:
 async def test_nothing_is_remembered_of_requests_that_ended(server: Server) -> None:
     for stop in (None, ["a"]):
         await server.ok("/v1/completions", prompt="a", n=3, max_tokens=50, stop=stop)
-    metrics = server.service.metrics
-    assert not (metrics._arrivals or metrics._firsts or metrics._last)
+    flights = server.service.flights
+    assert not (flights.open or flights._lanes or flights._waiting)
 
 
 def test_steps_that_took_other_than_forecast() -> None:

@@ -160,7 +160,6 @@ class Harness:
         events = self.events[event.id]
         assert not events or events[-1].finish is None, "an event after the last"
         assert event.tokens or event.prompt_logprobs or event.finish is not None, "no news"
-        assert (event.timing is None) == (event.finish is None)
         ended_unscheduled = event.finish in ENDED_EARLY and not events
         if not ended_unscheduled:
             assert (event.cached_tokens is None) == bool(events)

@@ -19,8 +19,6 @@ def test_what_expired_while_waiting_is_never_computed() -> None:
     assert run.tokens("late") == []
     planned = [init.id for plan in run.plans for init in plan.inits]
     assert planned == ["first", "patient"]
-    assert run.events["late"][-1].timing is not None
-    assert 0.05 <= run.events["late"][-1].timing.finished < 0.07, "at the step that it missed"
 
 
 def test_a_prompt_that_is_not_through_by_its_deadline_frees_its_blocks() -> None:

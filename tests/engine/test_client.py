@@ -41,9 +41,6 @@ async def test_concurrent_requests_get_their_own_tokens(engine: EngineClient) ->
         assert tokens == tokens_alone
         assert len(tokens) == 20
         assert last.finish is FinishReason.LENGTH
-        assert last.timing is not None
-        timing = last.timing
-        assert timing.arrival <= timing.scheduled <= timing.first_token <= timing.finished
     assert len({tuple(tokens) for tokens, _ in crowd}) == 8
     await until_idle(engine)
 
