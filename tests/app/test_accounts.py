@@ -17,6 +17,7 @@ from app.server import create_app
 from app.telemetry.accounts import Account
 from app.telemetry.log_format import Facts, JsonFormatter
 from app.telemetry.timings import Phases, Timings, timings_of
+from batching.core.types import Request, SamplingParams
 from tests.app.conftest import Live, Server
 from tests.app.pooling import MakePools, make_pools, pool_folder
 from tests.app.test_disconnect import send, until
@@ -194,7 +195,8 @@ async def test_timings_are_the_last_thing_in_a_stream(server: Server, usage: boo
 
 
 def test_timings_are_of_all_sequences_together() -> None:
-    lanes = [Lane(str(i), 10, 5, 1.0, Load()) for i in range(2)]
+    request = Request("r-0", [1] * 10, SamplingParams(5), arrival=1.0)
+    lanes = [Lane(request, 0.5, Load()) for _ in range(2)]
     usage = Usage(10, 8, 18, PromptTokensDetails(4))
     assert Phases.of(lanes) == Phases(1.0, 0.0, 0.0, 0.0)
     assert timings_of(Phases.of(lanes), usage).predicted_per_second == 0.0

@@ -208,7 +208,7 @@ def test_aborted_while_waiting() -> None:
     deck.fly("a", tokens=50)
     flight = deck.fly("b")
     deck.step(3)
-    deck.recorder.lane_ended("b-0", "abort")
+    deck.recorder.lane_ended("b-0", "abort", 0)
     deck.recorder.arrive(flight)
     deck.recorder.arrive(flight)
     told = deck.told("cmpl-b")
@@ -286,7 +286,7 @@ def test_events_of_requests_that_nobody_knows_are_ignored() -> None:
     deck = FlightDeck()
     flight = deck.fly("a")
     deck.step()
-    deck.recorder.lane_ended("a-0", FinishReason.ABORT.value)
+    deck.recorder.lane_ended("a-0", FinishReason.ABORT.value, 1)
     deck.recorder.arrive(flight)
     deck.step(5)
     assert deck.told("cmpl-a").sequences[0].output_tokens == 1

@@ -27,6 +27,7 @@ from tests.e2e.server_process import ServerProcess
 
 FLOOD = 10
 _FLOOD_SECONDS = 3.0  # until its queue has grown
+_WORDS = "the a story of one who was and then did not see that she had been there once".split()
 
 
 class Client:
@@ -50,7 +51,8 @@ class Client:
         await asyncio.gather(*tasks)
 
     async def _ask(self) -> None:
-        prompt = [self._random.randrange(300) for _ in range(self._random.randrange(50, 400))]
+        # Words, since random tokens are answered with bytes that make no character until the end.
+        prompt = " ".join(self._random.choices(_WORDS, k=self._random.randrange(20, 150)))
         fields = {"prompt": prompt, "max_tokens": self._tokens, "ignore_eos": True, "stream": True}
         began = first = time.monotonic()
         async with self._http.stream("POST", "/v1/completions", json=fields) as answer:
