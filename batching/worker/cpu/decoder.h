@@ -10,6 +10,7 @@
 namespace slipstream {
 
 constexpr int MAX_HEAD_DIM = 512;
+constexpr int FEW = 32;  // rows that are sooner normed by every thread than shared out
 
 struct DecoderLayer {
   Linear qkv, output, gate_up, down;
@@ -43,12 +44,12 @@ struct Matrix {
 };
 
 // One step's inputs, and room for its activations. T is the dtype of weights and activations; the
-// residual stream is float32. Where it says "a block", rows beyond ROW_BLOCK are not needed.
+// residual stream is float32. "A block" has ROW_BLOCK rows, or FEW for each thread if that is more.
 struct Pass {
   const int64_t *tokens, *positions;
   Plan* const* plans;  // of each layer
   Matrix residual;     // [tokens, hidden]
-  Matrix normed;       // [tokens, hidden]: the final result; before, a block
+  Matrix normed;       // [tokens, hidden], at least a block: the final result
   Matrix qkv;          // [tokens, (heads + 2 * kv_heads) * head_dim]
   Matrix attended;     // [tokens, heads * head_dim]
   Matrix activated;    // a block [rows, intermediate]
@@ -76,8 +77,8 @@ SLIPSTREAM_INLINE Vec silu(Vec x) {
 template <class T, bool QUANTIZED>
 class DecoderPass {
  public:
-  DecoderPass(const Decoder& decoder, const Pass& pass, const Step& step, Team& team)
-      : decoder_(decoder), pass_(pass), step_(step), team_(team) {}
+  DecoderPass(const Decoder& decoder, const Pass& pass, const Step& step, Team& team, int thread)
+      : decoder_(decoder), pass_(pass), step_(step), team_(team), thread_(thread) {}
 
   // Every thread of the team calls this. What needs no other token is done block by block, so that
   // it finds what it reads in the cache.
@@ -134,8 +135,8 @@ class DecoderPass {
 
   // Up to queries, keys and values.
   void enter(const DecoderLayer& layer, Block block) {
-    norm(layer.input_norm, block);
-    product(layer.qkv, pass_.normed, 0, block,
+    const int normed = norm(layer.input_norm, block);
+    product(layer.qkv, pass_.normed, normed, normed, block,
             Target::of(qkv(block.first), pass_.qkv.stride, PANEL * sizeof(T)),
             [&](int row, int panel, Vec low, Vec high) {
               T* target = qkv(block.first + row) + panel * PANEL;
@@ -163,9 +164,9 @@ class DecoderPass {
   void leave(const DecoderLayer& layer, Block block) {
     quantize_rows(pass_.attended, block.first, block.count, layer.output.in);
     add_product(layer.output, pass_.attended, block.first, block);
-    norm(layer.post_norm, block);
+    const int normed = norm(layer.post_norm, block);
     // Gate and up columns alternate by vector, so that one panel holds both operands of the product.
-    product(layer.gate_up, pass_.normed, 0, block,
+    product(layer.gate_up, pass_.normed, normed, normed, block,
             Target::of(activated(0), pass_.activated.stride, LANES * sizeof(T)),
             [&](int row, int panel, Vec gate, Vec up) {
               store_as(activated(row) + panel * LANES, silu(gate) * up);
@@ -174,11 +175,20 @@ class DecoderPass {
     add_product(layer.down, pass_.activated, 0, block);
   }
 
-  void norm(const float* weight, Block block) {
-    team_.share(block.count, [&](int row) {
-      rms_norm(residual(block.first + row), weight, decoder_.hidden, decoder_.epsilon, normed(row));
-      if constexpr (QUANTIZED) quantize(normed(row), decoder_.hidden, row);
-    });
+  // Returns where the rows begin in the matrices of blocks. A few are computed by each thread for
+  // itself, so that none waits, or reads what another core has just written.
+  int norm(const float* weight, Block block) {
+    const int begin = block.count <= FEW ? thread_ * FEW : 0;
+    const auto norm_row = [&](int i) {
+      T* row = normed(begin + i);
+      rms_norm(residual(block.first + i), weight, decoder_.hidden, decoder_.epsilon, row);
+      if constexpr (QUANTIZED) quantize(row, decoder_.hidden, begin + i);
+    };
+    if (block.count > FEW)
+      team_.share(block.count, norm_row);
+    else
+      for (int i = 0; i < block.count; ++i) norm_row(i);
+    return begin;
   }
 
   // The heads of one run of tokens (as `write_run` counts runs) that share a KV head, and that head.
@@ -218,7 +228,7 @@ class DecoderPass {
 
   // Adds the product of a block to the residual stream.
   void add_product(const Linear& linear, const Matrix& input, int first, Block block) {
-    product(linear, input, first, block,
+    product(linear, input, first, 0, block,
             Target::of(residual(block.first), pass_.residual.stride, PANEL * sizeof(float)),
             [&](int row, int panel, Vec low, Vec high) {
               float* target = residual(block.first + row) + panel * PANEL;
@@ -227,16 +237,18 @@ class DecoderPass {
             });
   }
 
-  // Of a block of rows of `input` from `first` on, or of their bytes.
+  // Of a block of rows of `input` from `first` on, or of their bytes, which begin at row `quantized`.
   template <class Done>
-  void product(const Linear& linear, const Matrix& input, int first, Block block,
+  void product(const Linear& linear, const Matrix& input, int first, int quantized, Block block,
                const Target& target, Done&& done) {
-    if constexpr (QUANTIZED)
-      share_product(team_, linear, Rows<Int8>{pass_.bytes.row<Int8>(0), pass_.bytes.stride,
-                                              pass_.scales, block.count}, &target, done);
-    else
-      share_product(team_, linear, Rows<T>{input.row<T>(first), input.stride, nullptr, block.count},
-                    &target, done);
+    if constexpr (QUANTIZED) {
+      const Rows<Int8> rows{pass_.bytes.row<Int8>(quantized), pass_.bytes.stride,
+                            pass_.scales + quantized, block.count};
+      share_product(team_, linear, rows, &target, done);
+    } else {
+      const Rows<T> rows{input.row<T>(first), input.stride, nullptr, block.count};
+      share_product(team_, linear, rows, &target, done);
+    }
   }
 
   void quantize_rows(const Matrix& input, int first, int count, int width) {
@@ -252,6 +264,7 @@ class DecoderPass {
   const Pass& pass_;
   const Step& step_;
   Team& team_;
+  const int thread_;
 };
 
 }  // namespace slipstream

@@ -22,7 +22,7 @@ from batching.worker.cpu.attention import LANES, CpuAttention
 from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
 from batching.worker.cpu.memory import huge
 
-ROW_BLOCK = 256  # as in linear.h
+ROW_BLOCK, FEW = 256, 32  # as in linear.h and decoder.h
 CACHE_LINE = 64  # bytes
 LOGITS_KEPT = 64  # rows of logits whose memory is kept between steps
 
@@ -175,7 +175,7 @@ class CpuDecoder:
         )
         _empty(model)
         # Kept between steps, as large as ever needed: fresh memory costs more than filling it.
-        self._room = self._allocate(ROW_BLOCK)
+        self._room = self._allocate(0)
         self._logits = huge((LOGITS_KEPT, self._head.columns), torch.float32)
 
     @property
@@ -240,7 +240,8 @@ class CpuDecoder:
         attended, activated = layer.output.rows, self._decoder.intermediate
         widest = max(hidden, attended, activated) if self._int8 else 0
         widths = _Widths(hidden, layer.qkv.columns, attended, activated, widest)
-        return _Room(tokens, min(tokens, ROW_BLOCK), widths, self._dtype)
+        rows = max(ROW_BLOCK, FEW * torch.get_num_threads())
+        return _Room(max(tokens, rows), rows, widths, self._dtype)
 
     def _fill(self, target: _Layer, layer: Any, pages: tuple[torch.Tensor, torch.Tensor]) -> None:
         attention, mlp = layer.self_attn, layer.mlp

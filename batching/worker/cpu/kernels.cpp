@@ -40,7 +40,7 @@ static void decode(const Decoder& decoder, const Pass& pass, const Step& step) {
   Team team(step.threads);
 #pragma omp parallel num_threads(step.threads)
   {
-    DecoderPass<T, QUANTIZED>(decoder, pass, step, team).run();
+    DecoderPass<T, QUANTIZED>(decoder, pass, step, team, omp_get_thread_num()).run();
     leave_region();
   }
 }
