@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from app.anthropic.errors import error_body
 from app.anthropic.message import Content, Event, Message, MessageUsage
-from app.anthropic.request import chat_request, own_name
+from app.anthropic.request import asks_to_cache, chat_request, own_name
 from app.http.body import parse_request, read_body
 from app.http.errors import ApiError, renamed
 from app.http.sse import StreamEnd, event_bytes
@@ -46,6 +46,7 @@ class MessagesHandler:
         self.jobs = self._turn.jobs
         self.grammar: RequestedGrammar | None = None
         self._model = service.model_name
+        self._counts_cached = asks_to_cache(fields)
         self._content = Content()
         self.id = f"msg_{uuid4().hex}"
         self._finish: str | None = None
@@ -95,13 +96,15 @@ class MessagesHandler:
         (job,) = self.jobs
         count = job.choice.tokens if output_tokens is None else output_tokens
         reason = self._stop_reason()
+        # Who did not ask for caching, reads of all tokens that they count: as with Anthropic.
+        cached = job.choice.cached_tokens if self._counts_cached else 0
         return Message(
             id=self.id,
             model=self._model,
             content=self._content.blocks,
             stop_reason=reason,
             stop_sequence=str(self._stop) if reason == "stop_sequence" else None,
-            usage=MessageUsage(len(job.prompt), count),
+            usage=MessageUsage(len(job.prompt) - cached, count, cached),
         )
 
     def _stop_reason(self) -> str | None:

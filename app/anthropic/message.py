@@ -32,12 +32,12 @@ Block = TextBlock | ThinkingBlock | ToolUseBlock
 
 
 class MessageUsage(msgspec.Struct):
-    """`input_tokens` are all of the prompt's, those found in the prefix cache included."""
+    """`input_tokens` and those read from the cache together are all of the prompt's."""
 
     input_tokens: int
     output_tokens: int
+    cache_read_input_tokens: int
     cache_creation_input_tokens: int = 0
-    cache_read_input_tokens: int = 0
 
 
 class Message(msgspec.Struct, kw_only=True):

@@ -50,6 +50,18 @@ def chat_request(fields: CountTokensRequest) -> ChatRequest:
     )
 
 
+def asks_to_cache(fields: CountTokensRequest) -> bool:
+    """Whether the request marks what is to be cached, as Anthropic's clients do."""
+    contents = [fields.system, *(message.content for message in fields.messages)]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    marks = [
+        fields.cache_control,
+        *(tool.cache_control for tool in fields.tools or ()),
+        *(block.get("cache_control") for block in blocks),
+    ]
+    return any(mark is not None for mark in marks)
+
+
 def own_name(param: str) -> str:
     """The field of this API that a chat request's field came from."""
     for theirs, ours in _FIELDS.items():

@@ -24,9 +24,8 @@ class AnthropicTool(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     type: Literal["custom"] | None = None
     description: str | None = None
     strict: bool | None = None
-    # Inert: prefix caching is automatic, and arguments are always streamed as they come.
     cache_control: dict[str, Any] | None = None
-    eager_input_streaming: bool | None = None
+    eager_input_streaming: bool | None = None  # inert: arguments are streamed as they come
 
 
 class AnthropicToolChoice(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -64,9 +63,9 @@ class CountTokensRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    cache_control: dict[str, Any] | None = None  # what is cached is not for requests to say
 
     # Accepted without effect
-    cache_control: dict[str, Any] | None = None
     speed: Literal["standard", "fast"] | None = None
 
 
@@ -87,12 +86,8 @@ class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True):
     inference_geo: str | None = None
 
 
-INERT_COUNT = {
-    "cache_control": "prefix caching is automatic",
+INERT = {
     "speed": "there is one speed",
-}
-
-INERT = INERT_COUNT | {
     "metadata": "nothing is stored",
     "service_tier": "there is one tier",
     "inference_geo": "there is one place",

@@ -47,7 +47,7 @@ def schema_grammar(schema: Any, param: str) -> Grammar:
     """The grammar of a JSON schema's values. Raises `ApiError` naming the place in `param`."""
     prepared = prepare_schema(schema, param)
     source = _encode({"grammars": [{"json_schema": prepared}]})
-    return Grammar(source, free_keys=has_free_keys(prepared))
+    return Grammar(source, free_keys=has_free_keys(prepared), has_json=True)
 
 
 def _asked(fields: GenerationFields) -> dict[str, tuple[str, Any]]:

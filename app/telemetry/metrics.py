@@ -61,7 +61,6 @@ class Metrics(Collector):
         self.deadline_misses: Counter[str] = Counter()  # of HTTP requests, by what became of them
         self._families = Families(model_name)
         self._steps = StepMetrics()
-        self.capabilities: Capabilities | None = None
         self._engine: Engine | None = None
         self._admission: Admission | None = None
         self._backlog: Backlog | None = None
@@ -104,7 +103,6 @@ class Metrics(Collector):
         self, capabilities: Capabilities, engine: Engine, admission: Admission, backlog: Backlog
     ) -> None:
         """From now on there is an engine to read gauges from."""
-        self.capabilities = capabilities
         self._engine = engine
         self._admission = admission
         self._backlog = backlog
@@ -157,20 +155,23 @@ class Metrics(Collector):
         self._steps.on_step(output.stats, output.step)
 
     def collect(self) -> Iterator[Metric]:
-        """All families, read now."""
-        stats = EngineStats()
-        if self._engine is not None:
-            stats = self._engine.stats
-            self.capabilities = self._engine.capabilities  # a restarted engine's may differ
-        yield from self._gauges(stats)
+        """All families, read now: a restarted engine's capabilities may differ."""
+        if (engine := self._engine) is None:
+            yield from self.families(EngineStats(), None)
+        else:
+            yield from self.families(engine.stats, engine.capabilities)
+
+    def families(self, stats: EngineStats, capabilities: Capabilities | None) -> Iterator[Metric]:
+        """The same with these of the engine."""
+        yield from self._gauges(stats, capabilities)
         yield from self._counters(stats)
         for histogram in self._histograms:
             yield histogram.family(self._families.labels)
         yield from self._steps.families(self._families)
         yield self._forecast_error.family(self._families.labels)
-        yield from self._own(stats)
+        yield from self._own(stats, capabilities)
 
-    def _gauges(self, stats: EngineStats) -> Iterator[Metric]:
+    def _gauges(self, stats: EngineStats, capabilities: Capabilities | None) -> Iterator[Metric]:
         families = self._families
         yield families.gauge("vllm:num_requests_running", "Requests computed now.", stats.running)
         yield families.gauge(
@@ -183,7 +184,7 @@ class Metrics(Collector):
         yield families.gauge(
             "vllm:kv_cache_usage_perc", "Share of KV blocks owned, 0 to 1.", stats.kv_usage
         )
-        if (c := self.capabilities) is not None:
+        if (c := capabilities) is not None:
             facts = {
                 "block_size": str(c.block_size),
                 "num_gpu_blocks": str(c.num_blocks),
@@ -212,8 +213,8 @@ class Metrics(Collector):
             "vllm:admission_rejections", "Refused with 429.", "reason", rejected
         )
 
-    def _own(self, stats: EngineStats) -> Iterator[Metric]:
-        engine, capabilities = self._engine, self.capabilities
+    def _own(self, stats: EngineStats, capabilities: Capabilities | None) -> Iterator[Metric]:
+        engine = self._engine
         phases = capabilities.phases if capabilities is not None else {}
         restarts = engine.restarts if engine is not None else 0
         resumed = engine.resumed_streams if engine is not None else 0
@@ -237,11 +238,8 @@ class Metrics(Collector):
 
 def exported_families() -> list[Metric]:
     """Every family of `/metrics`, with samples."""
-    metrics = Metrics("")
-    metrics.capabilities = Capabilities(
-        "", "", 1, 1, 1, 1, 1, 1, "", "", "", phases={"weights": 0.0}
-    )
-    return list(metrics.collect())
+    capabilities = Capabilities("", "", 1, 1, 1, 1, 1, 1, "", "", "", phases={"weights": 0.0})
+    return list(Metrics("").families(EngineStats(), capabilities))
 
 
 def exported_names() -> list[str]:

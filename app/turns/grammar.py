@@ -45,11 +45,13 @@ def turn_grammar(
     if source is None:
         return None
     param = "tools" if asked is None or use.forced else asked.param
-    free_keys = writer.free_keys
+    free_keys, has_json = writer.free_keys, True
     if asked is not None and not use.forced:
         free_keys = free_keys or asked.grammar.free_keys
+        has_json = asked.grammar.has_json
     after = tuple(writer.json_after) if free_keys else ("",)
-    return RequestedGrammar(Grammar(source, to_the_end, free_keys, after), param)
+    grammar = Grammar(source, to_the_end, free_keys, has_json, after)
+    return RequestedGrammar(grammar, param)
 
 
 def _named(source: str, name: str) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str  # as llguidance reads it: Lark, in which JSON schemas and expressions may nest
     to_the_end: bool = False  # end only where nothing may follow (the client's `ignore_eos`)
     free_keys: bool = False  # it has JSON with keys that no schema names: none may come twice
-    json_after: tuple[str, ...] = ("",)  # with these: texts that JSON may follow; "": the beginning
+    has_json: bool = False  # numbers in it are to end, though no schema bounds their digits
+    json_after: tuple[str, ...] = ("",)  # the texts that JSON may follow; "": the beginning
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batching.core.types import Grammar, SamplingParams
+from batching.worker.short_numbers import NumberTokens, ShortNumbers
 from batching.worker.unique_keys import KeyTokens, UniqueKeys
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Matcher:
         end_tokens: tuple[int, ...],
         params: SamplingParams,
         keys: UniqueKeys | None,
+        numbers: ShortNumbers | None,
     ) -> None:
         assert params.grammar is not None
         self.inner = matcher
@@ -50,6 +52,8 @@ class Matcher:
         self._to_the_end = end_tokens if params.grammar.to_the_end else ()
         self._generated = 0
         self._keys = keys
+        self._numbers = numbers
+        # What no token can be tried for on its own.
         self.has_rules = bool(keys or self._stops_from or self._to_the_end)
         self._try = matcher.try_consume_tokens  # bound once: it is called for every token
 
@@ -59,13 +63,21 @@ class Matcher:
         self.inner.consume_token(token)
         if self._keys is not None:
             self._keys.accept(token)
+        if self._numbers is not None:
+            self._numbers.accept(token)
 
     def try_accept(self, token: int) -> bool:
-        """Take in a token if the grammar allows it, which is cheaper to ask than what it allows.
+        """Take in a token if it is allowed, which is cheaper to ask than what is.
 
-        Only for those without rules of ours, which nothing needs to be counted for.
+        Only for those without rules. In doubt it is refused: then the mask decides.
         """
-        return bool(self._try([token]))
+        numbers = self._numbers
+        if numbers is None:
+            return bool(self._try([token]))
+        if numbers.doubts(token) or not self._try([token]):
+            return False
+        numbers.accept(token)
+        return True
 
     def fill(self, row: np.ndarray) -> bool:
         """Write a bit per token id into `row` (int32 words): whether the token may come next.
@@ -81,6 +93,8 @@ class Matcher:
         early = self._stops if self._generated < self._stops_from else self._to_the_end
         if early and not self.inner.is_stopped():
             _clear(row, early)
+        if self._numbers is not None:
+            self._numbers.restrict(row)
 
     def _ban_repeated_keys(self, keys: UniqueKeys, row: np.ndarray) -> None:
         _clear(row, keys.repeating(row))
@@ -104,7 +118,9 @@ class Grammars:
         self._vocab_size = vocab_size
         self._end_tokens = end_tokens
         self._tokenizer: LLTokenizer | None = None
+        self._pieces: list[bytes] | None = None
         self._keys: KeyTokens | None = None
+        self._numbers: NumberTokens | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     @property
@@ -118,7 +134,8 @@ class Grammars:
         compiled = self._compile(params.grammar.source)
         grammar = params.grammar
         keys = UniqueKeys(self._key_tokens(), grammar.json_after) if grammar.free_keys else None
-        return Matcher(compiled.deep_copy(), self._end_tokens, params, keys)
+        numbers = ShortNumbers(self._number_tokens()) if grammar.has_json else None
+        return Matcher(compiled.deep_copy(), self._end_tokens, params, keys, numbers)
 
     def fault(self, grammar: Grammar) -> str | None:
         """Why the grammar cannot be used: its faults, or the limit that it exceeds."""
@@ -132,10 +149,19 @@ class Grammars:
 
     def _key_tokens(self) -> KeyTokens:
         if self._keys is None:
-            tokenizer = self.load()
-            ids = range(tokenizer.vocab_size)
-            self._keys = KeyTokens([tokenizer.decode_bytes([i]) for i in ids])
+            self._keys = KeyTokens(self._token_pieces())
         return self._keys
+
+    def _number_tokens(self) -> NumberTokens:
+        if self._numbers is None:
+            self._numbers = NumberTokens(self._token_pieces(), self._end_tokens)
+        return self._numbers
+
+    def _token_pieces(self) -> list[bytes]:
+        if self._pieces is None:
+            tokenizer = self.load()
+            self._pieces = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
+        return self._pieces
 
     def _compile(self, source: str) -> LLMatcher:
         compiled = self._compiled.get(source)
@@ -176,7 +202,7 @@ def fill_rows(matchers: Sequence[Matcher], rows: np.ndarray) -> list[int]:
         matcher.inner.unsafe_compute_mask_ptr(address + i * size, size)
         if matcher.inner.is_error():
             failed.add(i)
-        elif matcher.has_rules:
+        else:
             matcher.restrict(rows[i])
     failed.update(np.flatnonzero(~rows.any(axis=1)).tolist())
     return sorted(failed)

@@ -134,6 +134,24 @@ def test_messages(claude: anthropic.Anthropic, server: ServerProcess) -> None:
     server.wait_idle()
 
 
+def test_cached_tokens_are_told_apart_for_who_asks(claude: anthropic.Anthropic) -> None:
+    content: Any = [{"type": "text", "text": "A prompt of its own, which is long. " * 20}]
+    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+    count = claude.messages.count_tokens(**asked).input_tokens
+    first = claude.messages.create(**asked, max_tokens=1).usage
+    again = claude.messages.create(**asked, max_tokens=1).usage
+    assert first.input_tokens == again.input_tokens == count
+    assert first.cache_read_input_tokens == again.cache_read_input_tokens == 0
+    marked = claude.messages.create(
+        **asked, max_tokens=1, cache_control={"type": "ephemeral"}
+    ).usage
+    content[0]["cache_control"] = {"type": "ephemeral"}
+    with claude.messages.stream(**asked, max_tokens=1) as stream:
+        assert stream.get_final_message().usage == marked
+    assert marked.cache_read_input_tokens is not None and marked.cache_read_input_tokens > count / 2
+    assert marked.input_tokens + marked.cache_read_input_tokens == count
+
+
 WEATHER = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer"}},

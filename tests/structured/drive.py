@@ -46,8 +46,10 @@ class Driver:
         params = SamplingParams(_MOST_TOKENS, grammar=grammar, stop_token_ids=self._ends)
         return self._grammars.matcher(params)
 
-    def generate(self, matcher: Follower, logits: Logits) -> str | None:
-        """The text; None if it does not end. After a while closing pieces are preferred."""
+    def generate(
+        self, matcher: Follower, logits: Logits, patience: int | None = _PATIENCE
+    ) -> str | None:
+        """The text; None if it does not end. After `patience` closing pieces are preferred."""
         row = np.zeros(-(-self._vocab // WORD_BITS), dtype=np.int32)
         noise = np.random.default_rng(0)
         tokens: list[int] = []
@@ -55,7 +57,7 @@ class Driver:
             if not matcher.fill(row):
                 return None
             scores = logits(len(tokens))
-            if len(tokens) >= _PATIENCE:
+            if patience is not None and len(tokens) >= patience:
                 scores = noise.normal(0, 0.3, self._vocab) + self._closing[len(tokens) % 4]
             token = int(np.where(allowed(row, self._vocab), scores, -np.inf).argmax())
             matcher.accept(token)

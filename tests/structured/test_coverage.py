@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from app.inputs.tokenizer import Tokenizer
@@ -42,3 +46,36 @@ def test_coverage(driver: Driver, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\nJSON schemas kept: {len(CORPUS) - len(faults)}/{len(CORPUS)}")
     assert faults == {}
+
+
+NUMBERS = [
+    {"type": "integer"},
+    {"type": "number"},
+    {"type": "integer", "minimum": 1000},
+    {"type": "number", "exclusiveMinimum": 0},
+    {"type": "number", "minimum": 0.5, "maximum": 0.75},
+    {"type": ["string", "number"], "maxLength": 3},
+    {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+    {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
+    {"const": 1e22},
+    {"enum": [10**20, 10**20 + 10**4]},
+    {"type": "string", "pattern": "^[0-9]{30}$"},
+    {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+]
+
+
+@pytest.mark.parametrize("favourite", ["0", "9", "5", "e", ".", "-", "123", "00", "99"])
+@pytest.mark.parametrize("schema", NUMBERS, ids=json.dumps)
+def test_a_model_in_love_with_a_digit_comes_to_an_end(
+    driver: Driver, schema: Any, favourite: str
+) -> None:
+    scores = np.zeros(VOCAB)
+    scores[list(ENDS)] = -1.0
+    for token, piece in enumerate(driver.pieces):
+        if piece and set(piece) <= set(favourite.encode()):
+            scores[token] = 2.0 + len(piece) / 10
+        elif piece.isdigit():
+            scores[token] = 1.0
+    text = driver.generate(driver.matcher(schema_grammar(schema, "schema")), lambda step: scores, None)
+    assert text is not None and fault(text, schema) is None
+    assert all(math.isfinite(float(number)) for number in re.findall(r"-?\d[\d.eE+-]*", text))
