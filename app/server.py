@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.access.keys import KeyFileError, KeyRing
 from app.engines import Engines
+from app.http.body import Bodies
 from app.http.errors import install_error_handlers
 from app.http.protocol import HttpProtocol
 from app.http.tls import TlsError, tls_options
@@ -78,6 +79,7 @@ def create_app(served: Served | Service, keys: KeyRing | None = None) -> FastAPI
     middleware.append(Middleware(ApiKeys, keys=keys, origins=served.settings.cors_origins))
     middleware.append(Middleware(Draining, served=served))
     app = FastAPI(title="Slipstream", middleware=middleware, docs_url=None, redoc_url=None)
+    app.state.bodies = Bodies(served.settings.max_body_bytes)
     install_error_handlers(app)
     add_routes(app, served)
     return app

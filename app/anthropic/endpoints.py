@@ -15,11 +15,11 @@ from starlette.responses import Response
 from app.anthropic.errors import error_body
 from app.anthropic.message import Content, Event, Message, MessageUsage
 from app.anthropic.request import asks_to_cache, chat_request, own_name
-from app.http.body import parse_request, read_body
+from app.http.body import read_request
 from app.http.errors import ApiError, renamed
 from app.http.sse import StreamEnd, event_bytes
 from app.inputs.chat_turn import ChatTurn
-from app.inputs.prompts import prepare
+from app.offload import prepare
 from app.outputs.answer import answer
 from app.outputs.choice import Delta
 from app.outputs.generation import Generation
@@ -146,10 +146,9 @@ async def count_tokens(service: Service, request: Request) -> Response:
 
 
 async def _read(service: Service, request: Request, schema: type[Fields]) -> tuple[Fields, int]:
-    body = await read_body(request, service.settings.max_body_bytes)
-    fields = parse_request(body, schema, REFUSED)
+    fields, size = await read_request(request, schema, REFUSED)
     service.check_model(fields.model)
-    return fields, len(body)
+    return fields, size
 
 
 def _write(events: Iterator[Event]) -> bytes:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from app.http.errors import ApiError
 from app.inputs.tokenizer import PromptTooLongError, Tokenizer
 
 Prompt = str | list[int]
-Result = TypeVar("Result")
-
-# Preparing a body below this size takes less time than handing it to a thread.
-_INLINE_BYTES = 16384
-
-
-async def prepare(work: Callable[[], Result], body_bytes: int) -> Result:
-    """Run a handler's checks, rendering and encoding, off the event loop when there is much."""
-    if body_bytes <= _INLINE_BYTES:
-        return work()
-    return await asyncio.to_thread(work)
 
 
 def split_prompts(prompt: str | list[Any], param: str = "prompt") -> list[Prompt]:

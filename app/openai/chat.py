@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.body import parse_request, read_body
+from app.http.body import read_request
 from app.http.sse import CONTENT, DELTA, Envelope
 from app.inputs.chat_turn import ChatTurn
 from app.openai.streaming import UsageOption
@@ -219,8 +219,7 @@ def _delta(part: Part) -> dict[str, Any]:
 
 async def create_chat_completion(service: Service, request: Request) -> Response:
     """Answer one request."""
-    body = await read_body(request, service.settings.max_body_bytes)
-    fields = parse_request(body, ChatRequest, REFUSED)
+    fields, size = await read_request(request, ChatRequest, REFUSED)
     service.check_model(fields.model)
     handler = ChatHandler(service, fields)
-    return await answer(service, request, fields, handler, samples=fields.n, body_bytes=len(body))
+    return await answer(service, request, fields, handler, samples=fields.n, body_bytes=size)

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.body import parse_request, read_body
+from app.http.body import read_request
 from app.http.errors import ApiError
 from app.http.sse import TEXT, Envelope
 from app.inputs.prompts import Prompt, kept_tokens, split_prompts, tokenize
@@ -273,11 +273,8 @@ def check(fields: CompletionRequest) -> None:
 
 async def create_completion(service: Service, request: Request) -> Response:
     """Answer one request."""
-    body = await read_body(request, service.settings.max_body_bytes)
-    fields = parse_request(body, CompletionRequest, REFUSED)
+    fields, size = await read_request(request, CompletionRequest, REFUSED)
     service.check_model(fields.model)
     check(fields)
     handler = CompletionHandler(service, fields)
-    return await answer(
-        service, request, fields, handler, samples=handler.samples, body_bytes=len(body)
-    )
+    return await answer(service, request, fields, handler, samples=handler.samples, body_bytes=size)

@@ -6,10 +6,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.body import parse_request, read_body
+from app.http.body import read_request
 from app.http.errors import ApiError
 from app.inputs.chat_prompt import check_prompt_fields, render_chat
-from app.inputs.prompts import check_token_ids, prepare
+from app.inputs.prompts import check_token_ids
+from app.offload import prepare
 from app.schemas.tokenization import REFUSED_BY_TOKENIZE, DetokenizeRequest, TokenizeRequest
 from app.service import Service
 
@@ -38,8 +39,7 @@ def check(fields: TokenizeRequest) -> None:
 
 async def tokenize(service: Service, request: Request) -> Response:
     """Token ids of a text or a chat, however long: that it fits the model is not asked."""
-    body = await read_body(request, service.settings.max_body_bytes)
-    fields = parse_request(body, TokenizeRequest, REFUSED_BY_TOKENIZE)
+    fields, size = await read_request(request, TokenizeRequest, REFUSED_BY_TOKENIZE)
     service.check_model(fields.model)
     check(fields)
 
@@ -53,13 +53,12 @@ async def tokenize(service: Service, request: Request) -> Response:
         limit = service.capabilities.max_model_len
         return _json(Tokenized(len(ids), limit, ids, names))
 
-    return await prepare(work, len(body))
+    return await prepare(work, size)
 
 
 async def detokenize(service: Service, request: Request) -> Response:
     """The text of token ids, special tokens included."""
-    body = await read_body(request, service.settings.max_body_bytes)
-    fields = parse_request(body, DetokenizeRequest, {})
+    fields, size = await read_request(request, DetokenizeRequest, {})
     service.check_model(fields.model)
     check_token_ids(fields.tokens, service.capabilities.vocab_size, "tokens")
 
@@ -68,7 +67,7 @@ async def detokenize(service: Service, request: Request) -> Response:
             Detokenized(service.tokenizer.decode(fields.tokens, skip_special_tokens=False))
         )
 
-    return await prepare(work, len(body))
+    return await prepare(work, size)
 
 
 def _json(value: msgspec.Struct) -> Response:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.access.terms import RunFields, Terms
 from app.http.sse import OPENAI_END, EventStream, StreamEnd
-from app.inputs.prompts import prepare
+from app.offload import prepare
 from app.outputs.generation import Generation, Job
 from app.service import Service
 from app.structured.request import RequestedGrammar

@@ -10,10 +10,8 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.body import parse_request, read_body
-from app.inputs.prompts import prepare
+from app.http.body import read_request
 from app.pooling.embeddings import PoolUsage
-from app.pooling.inputs import Encoder
 from app.pooling.scoring import activate
 from app.schemas.pooling import REFUSED_CLASSIFY, ClassifyRequest
 from app.served import Served
@@ -37,19 +35,14 @@ class Classification(msgspec.Struct):
 
 async def classify(served: Served, request: Request) -> Response:
     """The likeliest label of each text and the probabilities of all."""
-    body = await read_body(request, served.settings.max_body_bytes)
-    fields = parse_request(body, ClassifyRequest, REFUSED_CLASSIFY)
+    fields, size = await read_request(request, ClassifyRequest, REFUSED_CLASSIFY)
     model = served.pick(fields.model, ("classify",))
     capabilities = model.capabilities
-    encoder = Encoder.of(model.tokenizer, capabilities, fields)
-    texts = await prepare(
-        lambda: encoder.inputs(fields.input, fields.add_special_tokens), len(body)
-    )
-    numbers = (await model.compute(texts, request)).astype(np.float64)
+    texts, numbers = await model.compute_input(fields, request, size)
     activation = capabilities.activation if fields.use_activation else "identity"
     data = [
         Classified(index, capabilities.labels[int(row.argmax())], row.tolist(), len(row))
-        for index, row in enumerate(activate(numbers, activation))
+        for index, row in enumerate(activate(numbers.astype(np.float64), activation))
     ]
     answer = Classification(
         f"classify-{uuid4().hex}", int(time.time()), model.name, data, PoolUsage.of(texts)

@@ -12,9 +12,9 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.body import parse_request, read_body
-from app.inputs.prompts import prepare
-from app.pooling.inputs import Encoded, Encoder, bad
+from app.http.body import read_request
+from app.offload import prepare
+from app.pooling.inputs import Encoded, bad
 from app.pooling.model import Numbers, PoolModel
 from app.schemas.pooling import REFUSED_EMBEDDING, EmbeddingRequest
 from app.served import Served
@@ -49,17 +49,12 @@ class EmbeddingList(msgspec.Struct):
 
 async def create_embeddings(served: Served, request: Request) -> Response:
     """Vectors of texts, of unit length unless `use_activation` is false."""
-    body = await read_body(request, served.settings.max_body_bytes)
-    fields = parse_request(body, EmbeddingRequest, REFUSED_EMBEDDING)
+    fields, size = await read_request(request, EmbeddingRequest, REFUSED_EMBEDDING)
     model = served.pick(fields.model, ("embed",))
-    size = model.capabilities.size
-    if fields.dimensions is not None and fields.dimensions > size:
-        raise bad("dimensions", f"this model's embeddings have {size}, got {fields.dimensions}")
-    encoder = Encoder.of(model.tokenizer, model.capabilities, fields)
-    texts = await prepare(
-        lambda: encoder.inputs(fields.input, fields.add_special_tokens), len(body)
-    )
-    numbers = await model.compute(texts, request)
+    most = model.capabilities.size
+    if fields.dimensions is not None and fields.dimensions > most:
+        raise bad("dimensions", f"this model's embeddings have {most}, got {fields.dimensions}")
+    texts, numbers = await model.compute_input(fields, request, size)
     answer = await prepare(lambda: _answer(model, fields, texts, numbers), numbers.nbytes)
     return Response(answer, media_type="application/json")
 

@@ -18,9 +18,11 @@ from starlette.types import Receive
 from app.access.admission import Admission
 from app.access.terms import TIMEOUT_HEADER, end_by, expired, key_of
 from app.http.errors import ApiError, engine_error
-from app.pooling.inputs import Encoded
+from app.offload import prepare
+from app.pooling.inputs import Encoded, Encoder
 from app.pooling.metrics import PoolMetrics
 from app.pooling.tokenizer import PoolTokenizer
+from app.schemas.pooling import InputFields
 from app.telemetry.accounts import Pooled
 from batching.core.types import EngineStats, PoolRequest, PoolResult
 from batching.engine.pool_client import PoolCall, PoolError
@@ -90,6 +92,16 @@ class PoolModel:
         if self.capabilities.size == 1:
             return "scores pairs of texts (/score, /rerank, /classify)"
         return "classifies texts (/classify)"
+
+    async def compute_input(
+        self, fields: InputFields, request: Request, body_bytes: int
+    ) -> tuple[list[Encoded], Numbers]:
+        """What `input` is to the model, and its numbers. Raises as `compute`."""
+        encoder = Encoder.of(self.tokenizer, self.capabilities, fields)
+        texts = await prepare(
+            lambda: encoder.inputs(fields.input, fields.add_special_tokens), body_bytes
+        )
+        return texts, await self.compute(texts, request)
 
     async def compute(self, texts: Sequence[Encoded], request: Request) -> Numbers:
         """Float32 [texts, size]. Whatever happens, nothing stays submitted.

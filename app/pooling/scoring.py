@@ -15,8 +15,8 @@ import numpy.typing as npt
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.body import parse_request, read_body
-from app.inputs.prompts import prepare
+from app.http.body import read_request
+from app.offload import prepare
 from app.pooling.embeddings import PoolUsage, unit
 from app.pooling.inputs import Encoded, Encoder, Texts, bad, text_list
 from app.pooling.model import Numbers, PoolModel
@@ -64,11 +64,10 @@ class Ranking(msgspec.Struct):
 
 async def score(served: Served, request: Request) -> Response:
     """One score a pair: one text with each of several, or several with as many, one by one."""
-    body = await read_body(request, served.settings.max_body_bytes)
-    fields = parse_request(body, ScoreRequest, REFUSED_SCORE)
+    fields, size = await read_request(request, ScoreRequest, REFUSED_SCORE)
     first, second = _sides(fields)
     model = served.pick(fields.model, ("embed", "classify"), size=1)
-    scores, texts = await _score(model, fields, first, second, request, len(body))
+    scores, texts = await _score(model, fields, first, second, request, size)
     data = [Score(index, float(value)) for index, value in enumerate(scores)]
     usage = PoolUsage.of(texts)
     return _json(ScoreList(f"score-{uuid4().hex}", int(time.time()), model.name, data, usage))
@@ -76,12 +75,11 @@ async def score(served: Served, request: Request) -> Response:
 
 async def rerank(served: Served, request: Request) -> Response:
     """Documents by how well they answer a query, the best first."""
-    body = await read_body(request, served.settings.max_body_bytes)
-    fields = parse_request(body, RerankRequest, REFUSED_RERANK)
+    fields, size = await read_request(request, RerankRequest, REFUSED_RERANK)
     query = text_list(fields.query, "query")
     documents = text_list([_text_of(item) for item in fields.documents], "documents")
     model = served.pick(fields.model, ("embed", "classify"), size=1)
-    scores, texts = await _score(model, fields, query, documents, request, len(body))
+    scores, texts = await _score(model, fields, query, documents, request, size)
     results = []
     for index in np.argsort(-scores, kind="stable")[: fields.top_n or None]:
         document = Document(documents.values[index]) if fields.return_documents else None

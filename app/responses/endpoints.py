@@ -9,11 +9,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.body import parse_object, parse_request, read_body
+from app.http.body import parse_object, read_body, read_request
 from app.http.errors import ApiError
 from app.http.query import bad_parameter, limit_of, parameters
-from app.inputs.prompts import prepare
 from app.middleware import tenant_of
+from app.offload import prepare
 from app.outputs.answer import answer
 from app.responses.handler import ResponsesHandler
 from app.responses.items import Item, input_items
@@ -99,7 +99,7 @@ async def delete_response(service: Service, request: Request) -> Response:
 
 async def cancel_response(service: Service, request: Request) -> Response:
     """Always refused: only responses generated in the background could be cancelled."""
-    await read_body(request, service.settings.max_body_bytes)
+    await read_body(request)
     await _find(service, request, request.path_params["response_id"])
     raise ApiError(
         "only responses generated in the background can be cancelled; this one is complete",
@@ -112,11 +112,10 @@ async def _prepare(
     service: Service, request: Request
 ) -> tuple[ResponsesRequest, ResponsesHandler, int]:
     """The request, its handler, and how many bytes these are with the previous response."""
-    body = await read_body(request, service.settings.max_body_bytes)
-    fields = parse_request(body, ResponsesRequest, REFUSED)
+    fields, size = await read_request(request, ResponsesRequest, REFUSED)
     service.check_model(fields.model)
     check(fields)
-    owner, size = tenant_of(request.scope), len(body)
+    owner = tenant_of(request.scope)
     previous = None
     if fields.previous_response_id is not None:
         previous = await service.responses.get(fields.previous_response_id, owner, time.time())

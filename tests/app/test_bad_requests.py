@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -319,6 +321,38 @@ async def test_large_bodies(make_server: MakeServer) -> None:
 
     check_error(await server.http.post(COMPLETIONS, content=b" " * 1025), 413, None)
     check_error(await server.http.post(COMPLETIONS, content=pieces()), 413, None)
+
+
+async def test_bodies_of_very_many_values(server: Server) -> None:
+    many = b'{"prompt": "a", "metadata": {"a": [%s1]}}' % (b"[]," * 1_000_001)
+    error = check_error(await server.http.post(COMPLETIONS, content=many), 413, None)
+    assert "2000000" in error["message"]
+    long = b'{"prompt": "a", "max_tokens": 1, "user": "%s"}' % (b"a" * 10_000_000)
+    assert (await server.http.post(COMPLETIONS, content=long)).status_code == 200
+
+
+async def test_bodies_are_bounded_together(make_server: MakeServer) -> None:
+    server, size, go_on = make_server(max_body_bytes=100_000), 100_000, asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b" " * (size - 1)
+        await go_on.wait()
+
+    uploads = [
+        asyncio.create_task(server.http.post(COMPLETIONS, content=slow())) for _ in range(16)
+    ]
+    response = await server.http.post(COMPLETIONS, content=b" " * size)
+    while response.status_code != 429:
+        check_error(response, 400, None)
+        await asyncio.sleep(0)  # lets the others send
+        response = await server.http.post(COMPLETIONS, content=b" " * size)
+    assert check_error(response, 429, None)["code"] == "max_received_bytes"
+    assert response.headers["retry-after"] == "1"
+    await server.ok(COMPLETIONS, prompt="a")
+    go_on.set()
+    for response in await asyncio.gather(*uploads):
+        check_error(response, 400, None)
+    check_error(await server.http.post(COMPLETIONS, content=b" " * size), 400, None)
 
 
 async def test_explicit_nulls_are_absent(server: Server) -> None:

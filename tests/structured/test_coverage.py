@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from app.inputs.tokenizer import Tokenizer
 from app.structured.request import schema_grammar
-from batching.worker.grammar import Grammars
+from batching.worker.grammar import Grammars, allowed
 from tests.structured.corpus import corpus
 from tests.structured.drive import Driver
 from tests.structured.validity import fault
@@ -76,6 +78,30 @@ def test_a_model_in_love_with_a_digit_comes_to_an_end(
             scores[token] = 2.0 + len(piece) / 10
         elif piece.isdigit():
             scores[token] = 1.0
-    text = driver.generate(driver.matcher(schema_grammar(schema, "schema")), lambda step: scores, None)
+    text = driver.generate(
+        driver.matcher(schema_grammar(schema, "schema")), lambda step: scores, None
+    )
     assert text is not None and fault(text, schema) is None
     assert all(math.isfinite(float(number)) for number in re.findall(r"-?\d[\d.eE+-]*", text))
+
+
+@pytest.mark.parametrize("name", list(CORPUS)[::6])
+def test_tokens_are_tried_as_masks_have_them(driver: Driver, name: str) -> None:
+    grammar = msgspec.structs.replace(schema_grammar(CORPUS[name], "schema"), free_keys=False)
+    masked, tried = driver.matcher(grammar), driver.matcher(grammar)
+    row, other = np.zeros((2, -(-VOCAB // 32)), dtype=np.int32)
+    choose = random.Random(name).choice
+    for _ in range(60):
+        assert masked.fill(row)
+        may_come = allowed(row, VOCAB)
+        if may_come.sum() > 1:  # of a text that is forced the mask has one spelling
+            assert not tried.try_accept(choose(np.flatnonzero(may_come == 0).tolist()))
+        token = choose(np.flatnonzero(may_come).tolist())
+        if not tried.try_accept(token):
+            # The length of a number and the end of all is the mask's to know.
+            assert driver.pieces[token][:1].isdigit() or token in ENDS
+            assert tried.fill(other) and (other == row).all()
+            tried.accept(token)
+        masked.accept(token)
+        if token in ENDS:
+            break
