@@ -58,7 +58,7 @@ def _describe(c: Capabilities | PoolCapabilities) -> list[str]:
     return [
         f"compute   {c.dtype} on {c.device}, {c.attention} attention",
         f"KV cache  {c.num_blocks:,} blocks of {c.block_size} tokens hold {tokens:,} tokens"
-        f" ({size(c.kv_bytes)})",
+        f" ({size(c.kv_bytes)}{f', {c.kv_dtype}' if c.kv_dtype not in ('', c.dtype) else ''})",
         f"limits    {c.max_sequences:,} sequences at once, {c.max_model_len:,} tokens each",
     ]
 

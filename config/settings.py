@@ -44,6 +44,9 @@ class EngineSettings(BaseModel):
         100.0, gt=0, description="most time of a step, or twice its decodes if longer"
     )
     block_size: int = Field(32, ge=1, le=256, description="tokens per KV block")
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        "auto", description="keys and values; fp8: twice as many fit, less exact"
+    )
     kv_cache_gib: float | None = Field(
         None, gt=0, description="KV pool; default: for max_sequences, if it fits"
     )

@@ -188,7 +188,7 @@ class Metrics(Collector):
             facts = {
                 "block_size": str(c.block_size),
                 "num_gpu_blocks": str(c.num_blocks),
-                "cache_dtype": c.dtype,
+                "cache_dtype": c.kv_dtype or c.dtype,
             }
             yield families.info("vllm:cache_config_info", "The KV cache.", facts)
 

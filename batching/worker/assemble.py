@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from batching.worker.attention import AttentionBackend, LayerSpec, choose_backend
+from batching.worker.attention import KV_DTYPES, AttentionBackend, LayerSpec, choose_backend
 from batching.worker.device import choose_device, free_bytes, peak_bytes
 from batching.worker.kv_pool import block_bytes, choose_num_blocks
 from batching.worker.load import load_model
@@ -82,7 +82,8 @@ def assemble(config: WorkerConfig, phases: Phases, peers: Peers | None = None) -
             probe, step = peak_bytes(
                 device, lambda: largest_step(model, packed, max_model_len, config)
             )
-    backend = choose_backend(config.attention, device, probe.specs, model.dtype)
+    stored = KV_DTYPES[config.kv_cache_dtype]
+    backend = choose_backend(config.attention, device, probe.specs, model.dtype, stored)
     phases.begin("kv")
     backend.reserve(probe.specs, config.max_sequences, max_model_len + 1)
     each = block_bytes(backend, probe.specs, config.block_size, model.dtype)
@@ -108,6 +109,7 @@ def assemble(config: WorkerConfig, phases: Phases, peers: Peers | None = None) -
         max_sequences=config.max_sequences,
         max_step_tokens=config.max_step_tokens,
         dtype=str(model.dtype).removeprefix("torch."),
+        kv_dtype=str(pages[0][0].dtype).removeprefix("torch."),
         device=str(device),
         attention=backend.name,
         eos_token_ids=end_tokens(model),

@@ -55,7 +55,10 @@ class AttentionMetadata:
 
 
 class AttentionBackend(Protocol):
-    """One way to compute paged attention on one kind of device."""
+    """One way to compute paged attention on one kind of device.
+
+    `dtype` is that of queries, keys and values; pages have another if the backend was built so.
+    """
 
     name: str
 
@@ -95,8 +98,9 @@ class AttentionBackend(Protocol):
         """
 
 
-# Backends by name, as "module:class", built as class(device), which raises ImportError or OSError
-# where it cannot be. "auto" takes the first of the device's list that refuses no layer.
+# Backends by name, as "module:class", built as class(device, stored=KV_DTYPES[…]), which raises
+# ImportError or OSError where it cannot be. "auto" takes the first of the device's list that
+# refuses no layer.
 BACKENDS = {
     "cpu": "batching.worker.cpu.attention:CpuAttention",
     "reference": "batching.worker.attention_reference:ReferenceAttention",
@@ -104,10 +108,17 @@ BACKENDS = {
 }
 PREFERRED = {"cpu": ("cpu", "reference")}
 ACCELERATED = ("triton", "reference")
+# How pages keep keys and values, None as they come. Floating point as e4m3 is as exact for small
+# numbers as for large ones, so there is no scale; what is beyond its largest becomes that.
+KV_DTYPES = {"auto": None, "fp8": torch.float8_e4m3fn}
 
 
 def choose_backend(
-    name: str, device: torch.device, specs: list[LayerSpec], dtype: torch.dtype
+    name: str,
+    device: torch.device,
+    specs: list[LayerSpec],
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
 ) -> AttentionBackend:
     """The backend of that name, or for "auto" the fastest that can serve all layers.
 
@@ -118,7 +129,7 @@ def choose_backend(
     reasons = []
     for candidate in names:
         try:
-            backend = _build(candidate, device)
+            backend = _build(candidate, device, stored)
         except (ImportError, OSError, KeyError) as error:
             reasons.append(f"{candidate}: {error}")
             continue
@@ -131,6 +142,14 @@ def choose_backend(
     raise UnsupportedModelError("no attention backend can serve the model: " + "; ".join(reasons))
 
 
-def _build(name: str, device: torch.device) -> AttentionBackend:
+def _build(name: str, device: torch.device, stored: torch.dtype | None) -> AttentionBackend:
     module, _, cls = BACKENDS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)(device)
+    return getattr(importlib.import_module(module), cls)(device, stored=stored)
+
+
+def to_stored(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Keys or values as pages of that dtype keep them."""
+    if dtype not in KV_DTYPES.values():
+        return values
+    most = torch.finfo(dtype).max
+    return values.clamp(-most, most).to(dtype)

@@ -48,9 +48,19 @@ def write_pages(
     inside = (heads < HEADS) & (dims < DIM)
     to = ((slot // BLOCK * HEADS + heads) * BLOCK + slot % BLOCK) * DIM + dims
     new = tl.load(key + token * key_token + heads * key_head + dims, mask=inside)
-    tl.store(key_pages + to, new, mask=inside)
+    tl.store(key_pages + to, to_stored(new, key_pages), mask=inside)
     new = tl.load(value + token * value_token + heads * value_head + dims, mask=inside)
-    tl.store(value_pages + to, new, mask=inside)
+    tl.store(value_pages + to, to_stored(new, value_pages), mask=inside)
+
+
+@triton.jit
+def to_stored(new: tl.tensor, pages: tl.tensor) -> tl.tensor:
+    """Keys or values as the pages keep them (`attention.to_stored`)."""
+    if pages.dtype.element_ty == tl.float8e4nv:
+        most: tl.constexpr = 448.0
+        new = tl.minimum(new.to(tl.float32), most, propagate_nan=tl.PropagateNan.ALL)
+        new = tl.maximum(new, -most, propagate_nan=tl.PropagateNan.ALL)
+    return new.to(pages.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["reserved", "table_stride", "window"])
@@ -153,14 +163,14 @@ def _attend(
             block = tl.load(table + keys // BLOCK, mask=present, other=0).to(tl.int64)
         at = ((block * KV_HEADS + head) * BLOCK + keys % BLOCK) * DIM
         loaded = present[:, None] & (dims < DIM)[None, :]
-        k = tl.load(key_pages + at[:, None] + dims[None, :], mask=loaded, other=0.0)
+        k = tl.load(key_pages + at[:, None] + dims[None, :], mask=loaded, other=0.0).to(q.dtype)
         score = _score(q, k, position, keys, end, inner, outer, window, PRECISION, WINDOWED, CAPPED)
         higher = tl.maximum(highest, tl.max(score, 1))
         base = tl.where(higher == -float("inf"), 0.0, higher)  # no key visible yet
         weight = tl.exp2(score - base[:, None])
         shrink = tl.exp2(highest - base)
         total = total * shrink + tl.sum(weight, 1)
-        v = tl.load(value_pages + at[:, None] + dims[None, :], mask=loaded, other=0.0)
+        v = tl.load(value_pages + at[:, None] + dims[None, :], mask=loaded, other=0.0).to(q.dtype)
         sum_of_values = sum_of_values * shrink[:, None]
         sum_of_values = tl.dot(weight.to(v.dtype), v, sum_of_values, input_precision=PRECISION)
         highest = higher

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from batching.worker.attention import AttentionMetadata, LayerSpec
+from batching.worker.attention import AttentionMetadata, LayerSpec, to_stored
 
 SCORE_ELEMENTS = 1 << 24  # bounds the float32 score matrix to 64 MiB
 
@@ -20,22 +20,22 @@ class ReferenceAttention:
 
     name = "reference"
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, stored: torch.dtype | None = None) -> None:
+        self._device, self._stored = device, stored
 
     def refuses(self, spec: LayerSpec, dtype: torch.dtype) -> str | None:
         return None
 
     def page_bytes(self, spec: LayerSpec, block_size: int, dtype: torch.dtype) -> int:
-        return 2 * block_size * spec.kv_heads * spec.head_dim * dtype.itemsize
+        return 2 * block_size * spec.kv_heads * spec.head_dim * (self._stored or dtype).itemsize
 
     def allocate(
         self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (num_blocks, block_size, spec.kv_heads, spec.head_dim)
         return (
-            torch.empty(shape, dtype=dtype, device=self._device),
-            torch.empty(shape, dtype=dtype, device=self._device),
+            torch.empty(shape, dtype=self._stored or dtype, device=self._device),
+            torch.empty(shape, dtype=self._stored or dtype, device=self._device),
         )
 
     def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:
@@ -61,6 +61,9 @@ class ReferenceAttention:
         metadata: AttentionMetadata,
     ) -> torch.Tensor:
         for page, new in zip(pages, (key, value), strict=True):
+            new = to_stored(new, page.dtype)
+            if self._stored is not None:  # torch copies its bytes only
+                page, new = page.view(torch.uint8), new.view(torch.uint8)
             page.flatten(0, 1).index_copy_(0, metadata.slot_mapping, new)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for i, (first, count, context) in enumerate(metadata.schedule):

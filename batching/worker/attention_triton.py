@@ -22,7 +22,7 @@ import triton
 from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.attention_kernels import attend, join, write_pages
 from batching.worker.attention_work import Division, divide, most_splits
-from batching.worker.device import compute_units, float32_products, shared_memory, upload
+from batching.worker.device import compute_units, float32_products, has_fp8, shared_memory, upload
 
 SPLIT_TOKENS = 512
 ROOM_BYTES = 256 << 20  # for partial results; splits are longer where it would not suffice
@@ -111,10 +111,12 @@ class TritonAttention:
 
     name = "triton"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stored: torch.dtype | None = None) -> None:
         if device.type == "cpu" and not triton.knobs.runtime.interpret:
             raise OSError("computes on GPUs only")
-        self._device = device
+        if stored is not None and not has_fp8(device):
+            raise OSError(f"keeps no keys and values in {stored} on this GPU".replace("torch.", ""))
+        self._device, self._stored = device, stored
         self._units, self._shared = compute_units(device), shared_memory(device)
         self._tiles: dict[int, Tiles] = {}  # by head size
         self._precision = float32_products(device)
@@ -131,7 +133,7 @@ class TritonAttention:
         return None
 
     def page_bytes(self, spec: LayerSpec, block_size: int, dtype: torch.dtype) -> int:
-        return 2 * block_size * spec.kv_heads * spec.head_dim * dtype.itemsize
+        return 2 * block_size * spec.kv_heads * spec.head_dim * (self._stored or dtype).itemsize
 
     def allocate(
         self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype
@@ -139,8 +141,8 @@ class TritonAttention:
         self._tiles[spec.head_dim] = choose_tiles(spec.head_dim, dtype, self._shared)
         shape = (num_blocks, spec.kv_heads, block_size, spec.head_dim)
         return (
-            torch.empty(shape, dtype=dtype, device=self._device),
-            torch.empty(shape, dtype=dtype, device=self._device),
+            torch.empty(shape, dtype=self._stored or dtype, device=self._device),
+            torch.empty(shape, dtype=self._stored or dtype, device=self._device),
         )
 
     def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:

@@ -39,6 +39,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     device: str = "auto"
     quantization: str = "none"
     attention: str = "auto"
+    kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_sequences: int = 64
     max_step_tokens: int = 2048
@@ -67,6 +68,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     device: str
     attention: str
     eos_token_ids: tuple[int, ...] = ()
+    kv_dtype: str = ""  # of keys and values in their pages
     overlap: int = 0
     weight_bytes: int = 0
     kv_bytes: int = 0

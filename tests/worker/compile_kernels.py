@@ -79,15 +79,18 @@ def report(built: Any, what: str, limit: int) -> None:
     assert "spilled" not in usage or "0 bytes spilled" in usage
 
 
-def compile_attention(target: GPUTarget, dim: int, dtype: str, tiles: Tiles, **rest: Any) -> None:
+def compile_attention(
+    target: GPUTarget, dim: int, dtype: str, tiles: Tiles, pages: str = "", **rest: Any
+) -> None:
     precision = "ieee" if target.backend == "hip" else "tf32x3"
     spec = LayerSpec(32, 8, dim, 1.0, **rest)
     for mixed in (True, False) if dim == 128 and dtype == "bf16" else (True,):
         given = {**constants(spec, tiles, BLOCK), "MIXED": mixed, "PRECISION": precision}
         if spec.sinks is None:
             given["sinks"] = None
-        built = compile_kernel(kernels.attend, target, dtype, given, tiles.warps)
-        what = f"{target.arch} {dtype} head size {dim} {'mixed' if mixed else 'single'}"
+        kept = dict.fromkeys(("key_pages", "value_pages"), pages or dtype)
+        built = compile_kernel(kernels.attend, target, dtype, given, tiles.warps, **kept)
+        what = f"{target.arch} {dtype} {pages} head size {dim} {'mixed' if mixed else 'single'}"
         report(built, what, limit=(227 if tiles in TILES.values() else 64) << 10)
 
 
@@ -111,10 +114,15 @@ def main() -> None:
     compile_attention(HOPPER, 128, "fp32", FLOAT32_TILES[128])
     compile_attention(ADA, 256, "bf16", SMALL_TILES[256])
     compile_attention(MI300, 128, "bf16", SMALL_TILES[128])
+    compile_attention(HOPPER, 64, "bf16", TILES[64], "fp8e4nv")
+    compile_attention(HOPPER, 128, "bf16", TILES[128], "fp8e4nv")
+    compile_attention(MI300, 128, "bf16", SMALL_TILES[128], "fp8e4nv")
     sizes = {"HEADS": 8, "DIM": 128, "WIDTH": 128}
     paged = {**sizes, "HEADS_PADDED": 8, "BLOCK": BLOCK}
     for target in (HOPPER, MI300):
-        compile_kernel(kernels.write_pages, target, "bf16", paged)
+        for kept in ("bf16", "fp8e4nv"):
+            pages = dict.fromkeys(("key_pages", "value_pages"), kept)
+            compile_kernel(kernels.write_pages, target, "bf16", paged, **pages)
         compile_kernel(kernels.join, target, "bf16", {**sizes, "SINKS": True})
     for codes in ("i8", "fp8e4nv", "u8"):
         for rows in quantized_kernel.TILES:

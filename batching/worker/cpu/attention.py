@@ -143,8 +143,14 @@ class CpuAttention:
     name = "cpu"
 
     def __init__(
-        self, device: torch.device, cache: Path | None = None, target: tuple[str, ...] = NATIVE
+        self,
+        device: torch.device,
+        cache: Path | None = None,
+        target: tuple[str, ...] = NATIVE,
+        stored: torch.dtype | None = None,
     ) -> None:
+        if stored is not None:
+            raise OSError(f"keeps no keys and values in {stored}".replace("torch.", ""))
         if device.type != "cpu":
             raise OSError(f"computes on the CPU, not on {device.type}")
         self.library = load_library(SOURCE, cache, target)
