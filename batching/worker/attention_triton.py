@@ -79,7 +79,8 @@ def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int) -> Tiles:
     return next(tiles for width, tiles in table.items() if head_dim <= width)
 
 
-def _padded(count: int, least: int = 16) -> int:
+def padded(count: int, least: int = 16) -> int:
+    """The next power of two: sizes that Triton takes."""
     return max(least, 1 << (count - 1).bit_length())
 
 
@@ -197,11 +198,21 @@ class TritonAttention:
         if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
             raise ValueError("the last dimension of query, key and value must be contiguous")
         self._write(key, value, pages, spec, metadata)
+        return self.attend(query, pages, spec, metadata)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        pages: tuple[torch.Tensor, torch.Tensor],
+        spec: LayerSpec,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """As `forward`, when keys and values have been written."""
         work: Work = metadata.schedule[kind_of(spec)]
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        width = _padded(spec.head_dim)
+        width = padded(spec.head_dim)
         partials, sums = self._partial_results(spec)
-        self._attend(query, pages, output, partials, sums, spec, metadata, work)
+        self._fold(query, pages, output, partials, sums, spec, metadata, work)
         if work.reserved:
             join[work.reserved, spec.heads](
                 partials, sums, work.table, spec.sinks, output,
@@ -235,11 +246,11 @@ class TritonAttention:
         write_pages[(len(key),)](
             key, value, *pages, metadata.slot_mapping,
             key.stride(0), key.stride(1), value.stride(0), value.stride(1),
-            HEADS=spec.kv_heads, HEADS_PADDED=_padded(spec.kv_heads, 1), DIM=spec.head_dim,
-            WIDTH=_padded(spec.head_dim), BLOCK=metadata.block_size,
+            HEADS=spec.kv_heads, HEADS_PADDED=padded(spec.kv_heads, 1), DIM=spec.head_dim,
+            WIDTH=padded(spec.head_dim), BLOCK=metadata.block_size,
         )  # fmt: skip
 
-    def _attend(
+    def _fold(
         self,
         query: torch.Tensor,
         pages: tuple[torch.Tensor, torch.Tensor],
@@ -269,12 +280,12 @@ def constants(spec: LayerSpec, tiles: Tiles, block_size: int) -> dict[str, Any]:
         "KV_HEADS": spec.kv_heads,
         "GROUP": spec.heads // spec.kv_heads,
         "DIM": spec.head_dim,
-        "WIDTH": _padded(spec.head_dim),
+        "WIDTH": padded(spec.head_dim),
         "BLOCK": block_size,
         "ROWS": _rows_of(spec, tiles),
         "KEYS": tiles.keys,
         "STAGES": tiles.stages,
-        "SINGLE_ROWS": _padded(spec.heads // spec.kv_heads),
+        "SINGLE_ROWS": padded(spec.heads // spec.kv_heads),
         "SINGLE_KEYS": tiles.single_keys,
         "SINGLE_STAGES": tiles.single_stages,
         "WINDOWED": spec.window is not None,
@@ -285,9 +296,9 @@ def constants(spec: LayerSpec, tiles: Tiles, block_size: int) -> dict[str, Any]:
 
 def _rows_of(spec: LayerSpec, tiles: Tiles) -> int:
     """Rows of a prompt tile: at least a group of heads."""
-    return max(tiles.rows, _padded(spec.heads // spec.kv_heads))
+    return max(tiles.rows, padded(spec.heads // spec.kv_heads))
 
 
 def _partial_floats(spec: LayerSpec) -> int:
     """Numbers in one partial result: values, highest score and sum of weights of each head."""
-    return spec.heads * (_padded(spec.head_dim) + 2)
+    return spec.heads * (padded(spec.head_dim) + 2)

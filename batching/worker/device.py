@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +46,12 @@ def shared_memory(device: torch.device) -> int:
         return 0
     found = getattr(torch, device.type).get_device_properties(device)
     return int(getattr(found, "shared_memory_per_multiprocessor", 0))
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels written in Triton run there."""
+    return device.type in ("cuda", "xpu") and find_spec("triton") is not None
 
 
 def has_fp8(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
@@ -10,13 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
-from batching.worker.device import free_bytes, has_fast_bfloat16, has_fp8
+from batching.worker.device import free_bytes, has_fast_bfloat16, has_fp8, has_triton
 from batching.worker.kv_pool import GIB
 from batching.worker.model import ATTENTION_NAME
 from batching.worker.pool_protocol import PoolConfig
 from batching.worker.probe import refuse_by_config
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
 from batching.worker.quantized import quantize
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,7 +59,14 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
     )
     refuse_incomplete(config.model, absent)
     model.eval().requires_grad_(False)
-    if device.type == "cpu" or stored is not None:
+    if stored is not None:
+        return model
+    if has_triton(device) and config.tensor_parallel == 1 and config.attention != "reference":
+        from batching.worker.fused_layers import fuse
+
+        if not fuse(model):
+            logger.info("%s: layers are computed by transformers", model.config.model_type)
+    if device.type == "cpu":
         return model
     if config.quantization == "fp8" and not has_fp8(device):
         raise UnsupportedModelError("fp8 weights need a GPU of compute capability 8.9 or more")

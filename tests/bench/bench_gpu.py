@@ -150,16 +150,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=CACHE / "gpu.json")
     options = parser.parse_args(arguments)
+    measured = [sys.executable, "-m", "tests.bench.gpu_machine"]
+    machine = subprocess.run(measured, cwd=ROOT, stdout=subprocess.PIPE)
+    if machine.returncode:  # it said why
+        return machine.returncode
     options.out.parent.mkdir(parents=True, exist_ok=True)
     missing = [name for name in options.only if not (options.models / name).exists()]
     if missing:
         folder = str(options.models.resolve())
         command = [sys.executable, "-m", "tests.bench.make_models", folder, *missing]
         subprocess.run(command, cwd=ROOT, check=True)
-    measured = [sys.executable, "-m", "tests.bench.gpu_machine"]
-    machine = subprocess.run(measured, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     result: dict[str, Any] = {
-        "machine": msgspec.json.decode(machine),
+        "machine": msgspec.json.decode(machine.stdout),
         "models": {name: model_size(options.models / name).weight_bytes for name in options.only},
         "runs": [],
         "notes": [],

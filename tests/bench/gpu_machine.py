@@ -10,6 +10,7 @@ alone in the share. Medians of 20 by CUDA events.
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -27,6 +28,12 @@ SHAPES = {
     "L, 256 × 1k": (32, 8, 256, 1024),
     "L, 1 × 32k": (32, 8, 1, 32768),
 }
+
+
+def require_gpu() -> None:
+    """End with a message where torch finds no CUDA device."""
+    if not torch.cuda.is_available():
+        sys.exit(f"needs an NVIDIA GPU, and torch {torch.__version__} finds none")
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -85,6 +92,7 @@ def attention(heads: int, kv_heads: int, sequences: int, context: int) -> tuple[
 
 
 def main() -> None:
+    require_gpu()
     speed = bandwidth()
     torch.cuda.empty_cache()
     found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "bandwidth": speed}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ from safetensors.torch import save_file
 
 from loadtest.client import Client
 from loadtest.events import Outcome
-from tests.bench import bench_gpu
+from tests.bench import bench_gpu, bench_gpu_step
 from tests.bench.machine import Machine, ModelSize, model_size, output_rate, token_seconds
 from tests.bench.report import busy_loss, limit_share, markdown
 from tests.bench.servers import Description, NotInstalledError, Server, descriptions
 from tests.bench.workloads import CASES, first_token, gaps_around, run_case
+from tests.conftest import HAS_GPU
+from tests.worker import tiny_models
 
 SIZE = ModelSize(weight_bytes=1000, parameters=500, layer_parameters=400)
 LIMITS = Machine(bandwidth=1e5, bf16=1e6, float32=1e5, idle=1.0)
@@ -162,3 +167,25 @@ def test_the_gpu_table_has_ratios_and_what_was_not_measured() -> None:
 def test_the_busy_share_is_that_of_the_middle() -> None:
     assert bench_gpu.busy_share("0\n3\n99\n98\n97\n99\n4\n0\n") == 0.985
     assert bench_gpu.busy_share("[N/A]\n") is None
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+@pytest.mark.parametrize("name", ["bench_gpu", "bench_gpu_step MODEL", "gpu_machine"])
+def test_without_a_gpu_its_benchmarks_say_so(name: str) -> None:
+    command = [sys.executable, "-m", f"tests.bench.{name.split()[0]}", *name.split()[1:]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "needs an NVIDIA GPU, and torch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_step_table_has_a_row_for_each_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_models.save("qwen3", tmp_path, max_position_embeddings=4096)
+    monkeypatch.setattr(bench_gpu_step, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(bench_gpu_step.load, "has_triton", lambda device: True)
+    bench_gpu_step.measure(Namespace(model=folder, sequences=[1, 2], rounds=2))
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| 0.00 TB/s | 1 × 160: ms (÷ weights) | 2 × 160: ms (÷ weights) |"
+    assert [row.split(" | ")[0] for row in rows] == [f"| {n}" for n in bench_gpu_step.VARIANTS]

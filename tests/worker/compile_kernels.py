@@ -22,14 +22,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from batching.worker import attention_kernels as kernels
-from batching.worker import quantized_kernel
+from batching.worker import fused_kernels, quantized_kernel, threshold_kernel
 from batching.worker.attention import LayerSpec
 from batching.worker.attention_triton import FLOAT32_TILES, SMALL_TILES, TILES, Tiles, constants
 
 BLOCK = 32
 HOPPER, ADA = GPUTarget("cuda", 90, 32), GPUTarget("cuda", 89, 32)
 MI300 = GPUTarget("hip", "gfx942", 64)
-SCALARS = {"inner": "fp32", "outer": "fp32"}
+SCALARS = {"inner": "fp32", "outer": "fp32", "epsilon": "fp32"}
 
 
 def compile_kernel(
@@ -42,8 +42,10 @@ def compile_kernel(
 ) -> Any:
     """The compiled kernel, its pointers aligned as torch's are."""
     pointers = {"tables": "*i32", "work": "*i32", "sinks": "*fp32", "partials": "*fp32",
-                "sums": "*fp32", "slots": "*i64"}  # fmt: skip
-    data = ("query", "key", "value", "key_pages", "value_pages", "output", "x", "scales", "lows")
+                "sums": "*fp32", "slots": "*i64", "scaled": "*fp32", "top_k": "*i64",
+                "top_p": "*fp32", "thresholds": "*fp32"}  # fmt: skip
+    data = ("query", "key", "value", "key_pages", "value_pages", "output", "x", "scales", "lows",
+            "weight", "qkv", "cos", "sin", "query_norm", "key_norm", "gate_up")  # fmt: skip
     pointers |= dict.fromkeys(data, f"*{dtype}") | {n: f"*{kind}" for n, kind in stored.items()}
     signature = {}
     for name in kernel.arg_names:
@@ -106,6 +108,28 @@ def compile_product(target: GPUTarget, dtype: str, codes: str, rows: int) -> Non
     report(built, f"{target.arch} {dtype} product with {codes}, {rows} rows", limit)
 
 
+def compile_fused(target: GPUTarget, pages: str) -> None:
+    """For a layer of the shape of Llama-3.1-8B, with Qwen3's norms."""
+    kept = dict.fromkeys(("key_pages", "value_pages"), pages)
+    rows = {"WIDTH": 4096, "PADDED": 4096}
+    heads = {"GROUP": 4, "GROUP_PADDED": 4, "KV_HEADS": 8, "HALF": 64, "HALF_PADDED": 64,
+             "BLOCK": BLOCK, "NORMED": True, "PAGED": True}  # fmt: skip
+    piece = {"WIDTH": 14336, "PIECE": 1024}
+    for kernel, given, warps in (
+        (fused_kernels.normalize, rows, 8),
+        (fused_kernels.rotate_and_write, heads, 4),
+        (fused_kernels.activate, piece, 4),
+    ):
+        built = compile_kernel(kernel, target, "bf16", given, warps, **kept)
+        report(built, f"{target.arch} bf16 {kernel.__name__}", limit=48 << 10)
+
+
+def compile_search(target: GPUTarget) -> None:
+    given = {"COUNT": 151936, "PIECE": threshold_kernel.PIECE, "BY_COUNT": True, "BY_SHARE": True}
+    built = compile_kernel(threshold_kernel.search_rows, target, "fp32", given, 8)
+    report(built, f"{target.arch} search_rows", limit=48 << 10)
+
+
 def main() -> None:
     for dim in TILES:
         compile_attention(HOPPER, dim, "bf16", TILES[dim])
@@ -124,6 +148,9 @@ def main() -> None:
             pages = dict.fromkeys(("key_pages", "value_pages"), kept)
             compile_kernel(kernels.write_pages, target, "bf16", paged, **pages)
         compile_kernel(kernels.join, target, "bf16", {**sizes, "SINKS": True})
+        compile_fused(target, "bf16")
+        compile_search(target)
+    compile_fused(HOPPER, "fp8e4nv")
     for codes in ("i8", "fp8e4nv", "u8"):
         for rows in quantized_kernel.TILES:
             compile_product(HOPPER, "bf16", codes, rows)

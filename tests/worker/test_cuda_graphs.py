@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batching.worker import assemble, cuda_graphs
+from batching.worker import assemble, cuda_graphs, load
 from batching.worker.cuda_graphs import GraphedModel, Pass, Recording
 from batching.worker.device import choose_device
 from batching.worker.protocol import WorkerConfig
@@ -52,6 +52,7 @@ def graphed(folder: Path) -> Iterator[TorchWorker]:
         if choose_device("auto").type == "cpu":
             patch.setattr(assemble, "GRAPHED", ("cpu",))
             patch.setattr(cuda_graphs, "Recorder", Repeater)
+            patch.setattr(load, "has_triton", lambda device: True)
         config = WorkerConfig(str(folder), attention="triton", dtype="float32", **LIMITS)
         worker = TorchWorker(config)
     yield worker

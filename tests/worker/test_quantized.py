@@ -85,7 +85,7 @@ def test_weights_err_by_half_a_step(kind: str) -> None:
 
 
 def worker_of(folder: Path, **settings: Any) -> TorchWorker:
-    limits = {"max_sequences": 4, "max_step_tokens": 64, "num_blocks": 64, "device": "cpu"}
+    limits = {"max_sequences": 4, "max_step_tokens": 64, "num_blocks": 64}
     return TorchWorker(WorkerConfig(str(folder), **{**limits, **settings}))
 
 
@@ -122,7 +122,10 @@ def test_a_model_stays_near_itself_and_is_smaller(
 
 def test_kinds_that_the_cpu_decoder_lacks_are_computed_without_it(tmp_path: Path) -> None:
     folder = tiny_models.save("llama_wide", tmp_path)
-    names = {kind: type(worker_of(folder, quantization=kind)._model).__name__ for kind in KINDS}
+    names = {
+        kind: type(worker_of(folder, device="cpu", quantization=kind)._model).__name__
+        for kind in KINDS
+    }
     assert names == {"int8": "CpuDecoder", "fp8": "PackedModel", "int4": "PackedModel"}
 
 
@@ -181,7 +184,9 @@ def test_fp8_checkpoints_are_made_plain_on_a_cpu(dtype: str, stored_fp8: Path) -
     weight = got.model.layers[1].mlp.down_proj.weight
     assert weight.dtype == getattr(torch, dtype)
     assert 0 < (weight - exact).abs().max() < exact.abs().max() * 2**-4
-    assert all(outcome.finish for outcome in serve(worker_of(stored_fp8, dtype=dtype)))
+    assert all(
+        outcome.finish for outcome in serve(worker_of(stored_fp8, dtype=dtype, device="cpu"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from batching.worker import llama_shape
 from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.cpu.attention import LANES, CpuAttention
 from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
@@ -26,8 +27,6 @@ ROW_BLOCK, FEW = 256, 32  # as in linear.h and decoder.h
 CACHE_LINE = 64  # bytes
 LOGITS_KEPT = 64  # rows of logits whose memory is kept between steps
 
-# Decoder layers whose forward, in the plain configuration, is exactly the one computed here.
-LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 QUANTIZATIONS = ("none", "int8")
 
 
@@ -101,18 +100,10 @@ def _spread(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
 
 def refuses(model: Any) -> str | None:
     """Why a model that transformers loaded cannot be computed here, or None."""
-    layers = list(getattr(model.base_model, "layers", ()))
-    kinds = {type(layer).__name__ for layer in layers}
-    if not kinds or kinds - set(LAYERS):
-        return f"its layers are {', '.join(sorted(kinds)) or 'not in a list'}"
-    config, attention, mlp = model.config, layers[0].self_attn, layers[0].mlp
-    plain = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj, model.lm_head)
-    if any(type(linear) is not nn.Linear for linear in (attention.q_proj, *plain)):
-        return "its projections are not plain linear layers"
-    if any(linear.bias is not None for linear in plain):
-        return "its output, feed-forward or head projections have biases"
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}"
+    shape = llama_shape.refuses(model)
+    if shape is not None:
+        return shape
+    config, attention = model.config, model.base_model.layers[0].self_attn
     cos, _ = _rotary(model, 1)
     head_dim = attention.head_dim
     for name, width, multiple in (

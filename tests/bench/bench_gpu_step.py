@@ -1,0 +1,137 @@
+"""A decode step on one GPU, without HTTP: by layers and by formats; and top-p's threshold.
+
+    python -m tests.bench.bench_gpu_step MODEL [--sequences 1 16 128] [--rounds N] [--profile]
+
+Steps are submitted as the engine's loop does with overlap 1: the next before the last is waited
+for. Prints Markdown, with each step's time over that of reading the weights once (no KV cache).
+`--profile` instead lists where the time of the last number of sequences goes, with fused layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from transformers import AutoConfig
+
+from batching.core.types import SequencePlan, StepPlan
+from batching.worker import load
+from batching.worker.protocol import WorkerConfig
+from batching.worker.sampling import Draws, find_threshold
+from batching.worker.threshold_kernel import search_threshold
+from batching.worker.torch_worker import TorchWorker
+from tests.bench.bench_step import CONTEXT, Steps
+from tests.bench.gpu_machine import bandwidth, milliseconds, require_gpu
+
+# Name: whether our layers are used, and settings.
+VARIANTS: dict[str, tuple[bool, dict[str, str]]] = {
+    "transformers' layers": (False, {}),
+    "fused layers": (True, {}),
+    "fused, fp8 weights": (True, {"quantization": "fp8"}),
+    "fused, int8 weights": (True, {"quantization": "int8"}),
+    "fused, int4 weights": (True, {"quantization": "int4"}),
+    "fused, fp8 keys and values": (True, {"kv_cache_dtype": "fp8"}),
+}
+ROWS = (1, 16, 128, 256)  # of logits over M's vocabulary
+VOCABULARY = 151_936
+
+
+def decode(steps: Steps, sequences: int, rounds: int) -> float:
+    """Seconds of a step of `sequences` that each have `CONTEXT` tokens."""
+    steps.decode(sequences, CONTEXT, 1)  # the prompts, and whatever is set up
+    plans = tuple(SequencePlan(slot, CONTEXT, 1, True) for slot in range(sequences))
+    running: deque[Any] = deque()
+    begin = time.perf_counter()
+    for step in range(rounds):
+        running.append(steps.worker.submit(StepPlan(step, (), plans)))
+        if len(running) > 1:
+            steps.worker.wait(running.popleft())
+    steps.worker.wait(running.popleft())
+    return (time.perf_counter() - begin) / rounds
+
+
+def worker_of(options: argparse.Namespace, *, is_fused: bool, **settings: Any) -> TorchWorker:
+    usual = load.has_triton
+    with patch.object(load, "has_triton", usual if is_fused else lambda device: False):
+        return TorchWorker(
+            WorkerConfig(
+                str(options.model),
+                dtype="bfloat16",
+                max_model_len=4096,
+                max_sequences=max(options.sequences),
+                kv_cache_gib=8,
+                **settings,
+            )
+        )
+
+
+def profile(options: argparse.Namespace) -> None:
+    """The kernels of some steps by their time."""
+    worker = worker_of(options, is_fused=True)
+    steps, count = Steps(worker), options.sequences[-1]
+    decode(steps, count, options.rounds)
+    with torch.profiler.profile() as found:
+        took = decode(steps, count, 50)
+    print(f"{took * 1e3:.3f} ms a step of {count} sequences (50 of them, and their prompts)")
+    print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=30))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """A row for each variant: milliseconds by number of sequences."""
+    config = AutoConfig.from_pretrained(options.model)
+    # Rows of a table of its own are looked up, not read through.
+    table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * 2
+    speed = bandwidth()
+    heads = [f"{count} × {CONTEXT}: ms (÷ weights)" for count in options.sequences]
+    print(f"| {speed / 1e12:.2f} TB/s | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
+    for name, (is_fused, settings) in VARIANTS.items():
+        worker = worker_of(options, is_fused=is_fused, **settings)
+        read = (worker.capabilities().weight_bytes - table) / speed
+        took = [decode(Steps(worker), count, options.rounds) for count in options.sequences]
+        cells = [f"{seconds * 1e3:.3f} ({seconds / read:.2f})" for seconds in took]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        worker.close()
+
+
+def thresholds() -> None:
+    """Finding top-p's threshold, by sorting and by searching."""
+    print("\n| top-p over 151,936 | sorting, ms | searching, ms |\n|---|---|---|")
+    for rows in ROWS:
+        scaled = torch.randn(rows, VOCABULARY, device="cuda") * 3
+        share, none = torch.full((rows,), 0.9, device="cuda"), scaled[:, 0]
+        draws = Draws(none, none, none, top_p=share)
+        ways: tuple[Callable[[], object], ...] = (
+            lambda: find_threshold(scaled, scaled.topk(VOCABULARY, dim=-1).values, draws),  # noqa: B023
+            lambda: search_threshold(scaled, None, share),  # noqa: B023
+        )
+        took = [milliseconds(way) for way in ways]
+        print(f"| {rows} rows | {took[0]:.3f} | {took[1]:.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.bench_gpu_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 16, 128])
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    require_gpu()
+    if options.profile:
+        profile(options)
+        return
+    measure(options)
+    thresholds()
+
+
+if __name__ == "__main__":
+    main()
