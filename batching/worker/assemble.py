@@ -121,8 +121,7 @@ def assemble(config: WorkerConfig, phases: Phases, peers: Peers | None = None) -
     if graphed:
         phases.begin("graphs")
         runner = _record(packed, probe.specs, backend, capabilities)
-    spare = blocks if graphed else 0
-    return Assembled(runner, backend, pages, device, capabilities, spare)
+    return Assembled(runner, backend, pages, device, capabilities, blocks if graphed else 0)
 
 
 def _bind(
