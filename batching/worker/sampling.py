@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from batching.worker.device import has_triton, upload
+from batching.worker.device import upload
 from batching.worker.noise import UNIFORM_STEPS, gumbel, uniform_bits
 
 FIRST_WIDTH = 32  # candidates looked at first; a nucleus is rarely larger
@@ -213,14 +213,9 @@ def draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
         return take_noisiest(scaled, draws.keys)
     if scaled.device.type == "cpu":
         return draw_from_largest(scaled, draws, max(FIRST_WIDTH, draws.max_k + 1))
-    # Whether few candidates suffice is not known without waiting for the device.
-    if draws.top_p is not None and has_triton(scaled.device):
-        from batching.worker.threshold_kernel import search_threshold
-
-        threshold = search_threshold(scaled, draws.top_k, draws.top_p)
-    else:
-        width = scaled.shape[1] if draws.top_p is not None else draws.max_k
-        threshold = find_threshold(scaled, scaled.topk(width, dim=-1).values, draws)
+    # Whether few candidates suffice is not known without waiting for the device: sort all.
+    width = scaled.shape[1] if draws.top_p is not None else draws.max_k
+    threshold = find_threshold(scaled, scaled.topk(width, dim=-1).values, draws)
     return take_noisiest(scaled.masked_fill_(scaled < threshold, -torch.inf), draws.keys)
 
 

@@ -1,4 +1,4 @@
-"""A decode step on one GPU, without HTTP: by layers and by formats; and top-p's threshold.
+"""A decode step on one GPU, without HTTP: by layers and by formats; and what sorting costs top-p.
 
     python -m tests.bench.bench_gpu_step MODEL [--sequences 1 16 128] [--rounds N] [--profile]
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +23,6 @@ from batching.core.types import SequencePlan, StepPlan
 from batching.worker import load
 from batching.worker.protocol import WorkerConfig
 from batching.worker.sampling import Draws, find_threshold
-from batching.worker.threshold_kernel import search_threshold
 from batching.worker.torch_worker import TorchWorker
 from tests.bench.bench_step import CONTEXT, Steps
 from tests.bench.gpu_machine import bandwidth, milliseconds, require_gpu
@@ -100,18 +98,16 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def thresholds() -> None:
-    """Finding top-p's threshold, by sorting and by searching."""
-    print("\n| top-p over 151,936 | sorting, ms | searching, ms |\n|---|---|---|")
+    """Finding top-p's threshold, which sorts the vocabulary."""
+    print("\n| top-p over 151,936 | ms |\n|---|---|")
     for rows in ROWS:
         scaled = torch.randn(rows, VOCABULARY, device="cuda") * 3
-        share, none = torch.full((rows,), 0.9, device="cuda"), scaled[:, 0]
-        draws = Draws(none, none, none, top_p=share)
-        ways: tuple[Callable[[], object], ...] = (
-            lambda: find_threshold(scaled, scaled.topk(VOCABULARY, dim=-1).values, draws),  # noqa: B023
-            lambda: search_threshold(scaled, None, share),  # noqa: B023
+        none = scaled[:, 0]
+        draws = Draws(none, none, none, top_p=torch.full((rows,), 0.9, device="cuda"))
+        took = milliseconds(
+            lambda: find_threshold(scaled, scaled.topk(VOCABULARY, dim=-1).values, draws)  # noqa: B023
         )
-        took = [milliseconds(way) for way in ways]
-        print(f"| {rows} rows | {took[0]:.3f} | {took[1]:.3f} |", flush=True)
+        print(f"| {rows} rows | {took:.3f} |", flush=True)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from batching.worker import attention_kernels as kernels
-from batching.worker import fused_kernels, quantized_kernel, threshold_kernel
+from batching.worker import fused_kernels, quantized_kernel
 from batching.worker.attention import LayerSpec
 from batching.worker.attention_triton import FLOAT32_TILES, SMALL_TILES, TILES, Tiles, constants
 
@@ -42,8 +42,7 @@ def compile_kernel(
 ) -> Any:
     """The compiled kernel, its pointers aligned as torch's are."""
     pointers = {"tables": "*i32", "work": "*i32", "sinks": "*fp32", "partials": "*fp32",
-                "sums": "*fp32", "slots": "*i64", "scaled": "*fp32", "top_k": "*i64",
-                "top_p": "*fp32", "thresholds": "*fp32"}  # fmt: skip
+                "sums": "*fp32", "slots": "*i64"}  # fmt: skip
     data = ("query", "key", "value", "key_pages", "value_pages", "output", "x", "scales", "lows",
             "weight", "qkv", "cos", "sin", "query_norm", "key_norm", "gate_up")  # fmt: skip
     pointers |= dict.fromkeys(data, f"*{dtype}") | {n: f"*{kind}" for n, kind in stored.items()}
@@ -124,12 +123,6 @@ def compile_fused(target: GPUTarget, pages: str) -> None:
         report(built, f"{target.arch} bf16 {kernel.__name__}", limit=48 << 10)
 
 
-def compile_search(target: GPUTarget) -> None:
-    given = {"COUNT": 151936, "PIECE": threshold_kernel.PIECE, "BY_COUNT": True, "BY_SHARE": True}
-    built = compile_kernel(threshold_kernel.search_rows, target, "fp32", given, 8)
-    report(built, f"{target.arch} search_rows", limit=48 << 10)
-
-
 def main() -> None:
     for dim in TILES:
         compile_attention(HOPPER, dim, "bf16", TILES[dim])
@@ -149,7 +142,6 @@ def main() -> None:
             compile_kernel(kernels.write_pages, target, "bf16", paged, **pages)
         compile_kernel(kernels.join, target, "bf16", {**sizes, "SINKS": True})
         compile_fused(target, "bf16")
-        compile_search(target)
     compile_fused(HOPPER, "fp8e4nv")
     for codes in ("i8", "fp8e4nv", "u8"):
         for rows in quantized_kernel.TILES:
