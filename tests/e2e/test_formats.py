@@ -17,7 +17,7 @@ QUESTIONS = 8
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     process = ServerProcess(
         tmp_path_factory.mktemp("formats") / "log",
-        *("--quantization", "int4", "--kv-cache-dtype", "fp8", "--max-model-len", "512"),
+        *("--quantization", "int4", "--kv-cache-dtype", "fp8", "--max-model-len", "1024"),
         *("--served-model-name", "tiny"),
     )
     with running(process):
