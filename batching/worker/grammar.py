@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 WORD_BITS = 32
-_AT_ONCE = 3  # tokens: to take in several takes little longer than one
 _CACHED = 128  # compiled grammars kept, some 100 kB each
 # What a grammar may cost at most, in llguidance's units.
 _LIMITS: dict[str, Any] = {
@@ -47,8 +46,7 @@ class Matcher:
         numbers: ShortNumbers | None,
     ) -> None:
         assert params.grammar is not None
-        self._matcher = matcher
-        self._pending: list[int] = []  # tokens that are allowed, and not taken in yet
+        self.inner = matcher
         self._stops = tuple(dict.fromkeys((*end_tokens, *params.stop_token_ids)))
         self._stops_from = params.min_tokens
         self._to_the_end = end_tokens if params.grammar.to_the_end else ()
@@ -57,18 +55,7 @@ class Matcher:
         self._numbers = numbers
         # What no token can be tried for on its own.
         self.has_rules = bool(keys or self._stops_from or self._to_the_end)
-        self._allowed = matcher.validate_tokens  # bound once: it is called for every token
-
-    @property
-    def inner(self) -> LLMatcher:
-        """llguidance's, after all tokens."""
-        if self._pending:
-            self._take_in()
-        return self._matcher
-
-    def _take_in(self) -> None:
-        self._matcher.consume_tokens(self._pending)
-        self._pending.clear()
+        self._try = matcher.try_consume_tokens  # bound once: it is called for every token
 
     def accept(self, token: int) -> None:
         """Take in a generated token. What the grammar does not allow ends it: `fill` is False."""
@@ -84,17 +71,11 @@ class Matcher:
 
         Only for those without rules. In doubt it is refused: then the mask decides.
         """
-        numbers, pending = self._numbers, self._pending
+        numbers = self._numbers
         if numbers is not None and numbers.doubts(token):
             return False
-        pending.append(token)
-        if self._allowed(pending) < len(pending):
-            pending.pop()
-            # llguidance knows no end of a text that is not taken in.
-            if not self.inner.try_consume_tokens([token]):
-                return False
-        elif len(pending) == _AT_ONCE:
-            self._take_in()
+        if not self._try([token]):
+            return False
         if numbers is not None:
             numbers.accept(token)
         return True

@@ -13,7 +13,7 @@ import numpy as np
 MOST_DIGITS = 18  # before the point
 MOST_DECIMALS = 17
 MOST_EXPONENT = 2
-_TAIL = 48  # bytes: more than a number has
+_TAIL = 48  # bytes, and tokens: more than a number has
 # The text's end, where it is a number so far. Digits that follow a quote are a string's.
 _NUMBER = re.compile(rb"[\s:,\[]-?([0-9]*)(\.[0-9]*)?(?:[eE][+-]?([0-9]*))?\Z")
 _IN_NUMBERS = frozenset(b"0123456789.eE,]} \n\r\t")  # what may follow a digit of a number
@@ -61,11 +61,11 @@ class ShortNumbers:
     def __init__(self, tokens: NumberTokens) -> None:
         self._tokens = tokens
         self._digits, self._pieces = tokens.digits, tokens.pieces
-        self._tail = b","  # a number may be all there is
+        self._said: list[int] = []
 
     def accept(self, token: int) -> None:
         """Read a generated token."""
-        self._tail = (self._tail + self._pieces[token])[-_TAIL:]
+        self._said.append(token)
 
     def doubts(self, token: int) -> bool:
         """Whether the token makes a number too long, if it is one."""
@@ -79,7 +79,9 @@ class ShortNumbers:
 
     def _room(self) -> int:
         """Digits that may follow; 255: any number of them."""
-        found = _NUMBER.search(self._tail)
+        tail = b"".join([self._pieces[token] for token in self._said[-_TAIL:]])
+        # A number may be all there is.
+        found = _NUMBER.search(tail[-_TAIL:] if len(self._said) > _TAIL else b"," + tail)
         if found is None:
             return 255
         whole, decimals, exponent = found.groups()
