@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,14 @@ from batching.core.types import SlotInit
 from batching.worker.device import upload
 from batching.worker.grammar import Grammars, Matcher, fill_rows
 from batching.worker.protocol import Capabilities
-from batching.worker.sampling import Mask, SamplingInputs, apply_mask, sample, sample_again
+from batching.worker.sampling import (
+    Mask,
+    SamplingInputs,
+    apply_mask,
+    largest,
+    sample,
+    sample_again,
+)
 
 
 class StepGrammars:
@@ -51,6 +58,29 @@ class StepGrammars:
                 self._matchers[row].accept(said[row])
         self._pending = False
         return tokens
+
+    def correct(
+        self, tokens: torch.Tensor, logits_of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        """Replace those of greedy `tokens` int64 [n] that are not allowed, where that is known.
+
+        What `choose` does where nothing but the largest logits was computed; `logits_of` gives
+        those of some rows.
+        """
+        said = tokens.tolist()
+        wrong = [
+            row
+            for row, matcher in self._matchers.items()
+            if matcher.has_rules or not matcher.try_accept(said[row])
+        ]
+        if wrong:
+            mask = self.mask(tokens.device, wrong)
+            logits = logits_of(mask.rows)
+            apply_mask(logits, Mask(torch.arange(len(wrong)), mask.bits))
+            tokens[mask.rows] = found = largest(logits)
+            for row, token in zip(wrong, found.tolist(), strict=True):
+                self._matchers[row].accept(token)
+        self._pending = False
 
     def mask(self, device: torch.device, rows: list[int] | None = None) -> Mask:
         """What may come next in `rows` (all). Those that gave up are masked by nothing."""

@@ -163,8 +163,12 @@ class TorchWorker:
         pending.logprob_tops = [params[i].logprobs or 0 for i in pending.logprob_rows]
         pending.grammars = self._grammars.step(pending.slots)
         how = self._sampler.inputs(pending.slots, [s.start + s.count for s in sequences])
-        if how.is_plain() and not pending.logprob_rows and pending.grammars is None:
+        grammars = pending.grammars
+        known = grammars is None or self._device.type == "cpu"
+        if how.is_plain() and not pending.logprob_rows and known:
             tokens = self._model.largest(hidden)
+            if grammars is not None:
+                grammars.correct(tokens, lambda some: self._model.logits(hidden[some]))
         else:
             tokens = self._choose(self._model.logits(hidden), how, pending)
         if self._peers is not None:
