@@ -164,8 +164,9 @@ class TorchWorker:
         pending.grammars = self._grammars.step(pending.slots)
         how = self._sampler.inputs(pending.slots, [s.start + s.count for s in sequences])
         grammars = pending.grammars
-        known = grammars is None or self._device.type == "cpu"
-        if how.is_plain() and not pending.logprob_rows and known:
+        # Other ranks know of no grammar: what is computed must not depend on one.
+        known = self._device.type == "cpu" and self._peers is None
+        if how.is_plain() and not pending.logprob_rows and (grammars is None or known):
             tokens = self._model.largest(hidden)
             if grammars is not None:
                 grammars.correct(tokens, lambda some: self._model.logits(hidden[some]))

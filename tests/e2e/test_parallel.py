@@ -59,6 +59,14 @@ def test_ranks_serve_the_same_text_and_are_replaced(
                 os.kill(killed[0], signal.SIGKILL)
         return text
 
+    kept = ranks.completions.create(
+        model="slipstream-tiny",
+        prompt=PROMPTS[0],
+        max_tokens=20,
+        temperature=0.0,
+        extra_body={"structured_outputs": {"choice": ["zebra", "quartz"]}},
+    )
+    assert kept.choices[0].text in ("zebra", "quartz")
     killed = [-1]
     for prompt in PROMPTS:
         assert ask(ranks, prompt, 24) == ask(client, prompt, 24)
