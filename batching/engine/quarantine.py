@@ -12,11 +12,13 @@ few steps each:
              {a}       a generates 8 tokens: proven
              {a b}     b too
     crash 3  {a b P}   P is the only one accused: it fails, everybody else is resumed
+
+To be the only one accused, twice even, may be chance if others were there; on trial it is guilt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
 # More than a prefill and a few decode steps, so that a fault in any kind of step shows.
@@ -51,7 +53,7 @@ class Quarantine(Generic[Open]):
     def __init__(self) -> None:
         self._suspects: dict[str, Open] = {}  # the first is, or will next be, on trial
 
-    def engine_died(self, sent: Iterable[Open], killed: bool, when: float) -> Open | None:
+    def engine_died(self, sent: Sequence[Open], killed: bool, when: float) -> Open | None:
         """Who of the requests `sent` to the dead engine is guilty of its death, if anybody.
 
         `killed`: the engine did not fail by itself, a SIGKILL ended it. Whoever is guilty is so of
@@ -67,11 +69,12 @@ class Quarantine(Generic[Open]):
                 request.crashes.add(when)
         # If none was computed, planning or taking in a request may have failed.
         accused = [request for request in unproven if request.admitted] or unproven
+        tried = len(sent) == 1 or accused[:1] == list(self._suspects.values())[:1]
         for request in accused:
             request.deaths[when] = _KILLED_STRIKE if killed else _STRIKE
             if sum(request.deaths.values()) >= _SUSPECT_STRIKES:
                 self._suspects[request.id] = request
-        if len(accused) == 1 and accused[0].id in self._suspects:
+        if len(accused) == 1 and tried and accused[0].id in self._suspects:
             return self._suspects.pop(accused[0].id)
         return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import count
 
+import pytest
+
 from batching.core.types import Request, SamplingParams, TokenEvent
 from batching.engine.open_request import OpenRequest
 from batching.engine.quarantine import PROVEN_TOKENS, Quarantine
@@ -35,13 +37,28 @@ def test_one_death_accuses_but_condemns_nobody() -> None:
     assert quarantine.may_go([alone]) == [alone]
 
 
-def test_the_only_one_accused_twice_is_guilty() -> None:
-    poison, other, quarantine = opened("p"), opened("o"), Quarantine()
+def test_who_was_alone_with_the_engine_twice_is_guilty() -> None:
+    poison, quarantine = opened("p"), Quarantine()
     for _ in range(2):
         run([poison])
-        run([other], PROVEN_TOKENS)
-        verdict = quarantine.engine_died([poison, other], killed=False, when=next(TIMES))
+        verdict = quarantine.engine_died([poison], killed=False, when=next(TIMES))
     assert verdict is poison
+
+
+@pytest.mark.parametrize("guilty", [False, True])
+def test_the_only_one_accused_twice_is_tried(guilty: bool) -> None:
+    late, other, quarantine = opened("l"), opened("o"), Quarantine()
+    for _ in range(2):
+        run([late])
+        run([other], PROVEN_TOKENS)
+        assert quarantine.engine_died([late, other], killed=False, when=next(TIMES)) is None
+    late.interrupt()
+    assert quarantine.may_go([late, other]) == (late,)
+    run([late], 0 if guilty else PROVEN_TOKENS)
+    if guilty:
+        assert quarantine.engine_died([late], killed=False, when=next(TIMES)) is late
+    else:
+        assert quarantine.acquit(late)
     assert quarantine.may_go([other]) == [other]
 
 
@@ -98,8 +115,9 @@ def test_requests_that_only_waited_are_not_accused() -> None:
     for _ in range(2):
         run([poison])
         run([waiting], admitted=False)
-        verdict = quarantine.engine_died([waiting, poison], killed=False, when=next(TIMES))
-    assert verdict is poison
+        assert quarantine.engine_died([waiting, poison], killed=False, when=next(TIMES)) is None
+    poison.interrupt()
+    assert quarantine.may_go([waiting, poison]) == (poison,)
     assert not waiting.deaths
 
 
