@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from app.access.admission import Admission
 from app.access.backlog import Backlog
+from app.engine_protocol import Engine
 from app.flights.recorder import FlightRecorder
 from app.http.errors import ApiError, no_such_model
 from app.inputs.sampling import SamplingDefaults
@@ -19,27 +19,8 @@ from app.responses.store import ResponseStore
 from app.structured.compiler import GrammarCompiler
 from app.telemetry.metrics import Metrics
 from app.turns.style import TurnStyle
-from batching.core.types import EngineStats, Request
-from batching.engine.client import RequestStream
 from batching.worker.protocol import Capabilities
 from config.settings import ServerSettings
-
-
-class Engine(Protocol):
-    """What the front end asks of an engine (`batching.engine.client.EngineClient`)."""
-
-    stats: EngineStats
-    failure: str | None  # why no engine serves now
-    restarts: int
-    resumed_streams: int
-
-    @property
-    def capabilities(self) -> Capabilities | None: ...
-
-    @property
-    def alive(self) -> bool: ...
-
-    def submit(self, request: Request) -> RequestStream: ...
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from app.engine_protocol import Engine
 from batching.core.forecast import Ahead, Room, ahead_of, first_token_seconds
 from batching.core.types import Request
 from batching.worker.protocol import Capabilities
-
-if TYPE_CHECKING:
-    from app.service import Engine
 
 
 class Backlog:

@@ -10,16 +10,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from starlette.types import Scope
 
+from app.engine_protocol import Engine
 from app.flights.record import MAX_NAMED, Ahead, Flight, Lane, Load, Step
 from batching.core.types import Request
 from batching.engine.messages import StepOutput
-
-if TYPE_CHECKING:
-    from app.service import Engine
 
 # Ended sequences that are remembered: minutes of a busy server, in at most some 10 MB.
 KEPT_LANES = 1024

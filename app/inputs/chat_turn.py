@@ -11,7 +11,7 @@ from typing import Any
 
 from app.http.errors import ApiError
 from app.inputs.chat_prompt import check_prompt_fields, render_chat
-from app.inputs.prompts import kept_tokens, tokenize
+from app.inputs.prompts import tokenize
 from app.inputs.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.inputs.tools import tool_use
 from app.openai.streaming import check_stream_options
@@ -45,20 +45,8 @@ class ChatTurn:
         self.grammar = turn_grammar(
             service.style, service.tokenizer, self.use, prompt, asked, to_the_end=fields.ignore_eos
         )
-        ids = tokenize(
-            prompt,
-            service.tokenizer,
-            vocab_size=service.capabilities.vocab_size,
-            limit=service.prompt_limit,
-            add_special_tokens=fields.add_special_tokens,
-            param="messages",
-            keep=kept_tokens(
-                fields.truncate_prompt_tokens,
-                fields.max_completion_tokens or fields.max_tokens,
-                service.context,
-            ),
-            cut=fields.truncation_side,
-        )
+        wanted = fields.max_completion_tokens or fields.max_tokens
+        ids = tokenize(prompt, service, fields, max_tokens=wanted, param="messages")
         params = sampling_params(
             fields,
             service.tokenizer,

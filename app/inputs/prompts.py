@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from app.http.errors import ApiError
-from app.inputs.tokenizer import PromptTooLongError, Tokenizer
+from app.inputs.tokenizer import PromptTooLongError
+from app.schemas.chat import ChatRequest
+from app.schemas.completions import CompletionRequest
+
+if TYPE_CHECKING:
+    from app.service import Service
 
 Prompt = str | list[int]
 
@@ -36,32 +41,32 @@ def split_prompts(prompt: str | list[Any], param: str = "prompt") -> list[Prompt
 
 def tokenize(
     prompt: Prompt,
-    tokenizer: Tokenizer,
+    service: Service,
+    fields: ChatRequest | CompletionRequest,
     *,
-    vocab_size: int,
-    limit: int,
-    add_special_tokens: bool,
+    max_tokens: int | None,
     param: str,
-    keep: int | None = None,
-    cut: Literal["left", "right"] = "left",
 ) -> list[int]:
     """Token ids of a prompt; ids are used exactly as given.
 
-    `limit` is the most tokens a prompt may have; with `keep`, a longer one is cut to so many on the
-    side of `cut`. Raises `ApiError` naming `param`.
+    One that is longer than the fields say is cut. Raises `ApiError` naming `param`.
     """
+    limit = service.prompt_limit
+    keep = _kept_tokens(fields.truncate_prompt_tokens, max_tokens, service.context)
     if isinstance(prompt, str):
         bound = limit if keep is None else len(prompt)
         try:
-            ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens, limit=bound)
+            ids = service.tokenizer.encode(
+                prompt, add_special_tokens=fields.add_special_tokens, limit=bound
+            )
         except PromptTooLongError:
             raise too_long(param, limit) from None
     else:
         ids = prompt
         if len(ids) <= limit or keep is not None:
-            check_token_ids(ids, vocab_size, param)
+            check_token_ids(ids, service.capabilities.vocab_size, param)
     if keep is not None:
-        ids = ids[-keep:] if cut == "left" else ids[:keep]
+        ids = ids[-keep:] if fields.truncation_side == "left" else ids[:keep]
     if not ids:
         raise _bad(param, "the prompt has no tokens")
     if len(ids) > limit:
@@ -75,7 +80,7 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
         raise _bad(param, f"token ids must be at least 0 and less than {vocab_size}")
 
 
-def kept_tokens(truncate: int | None, max_tokens: int | None, context: int) -> int | None:
+def _kept_tokens(truncate: int | None, max_tokens: int | None, context: int) -> int | None:
     """How many tokens of a prompt to use, None: all. -1 asks for what fits the context.
 
     Raises `ApiError` for a request to keep nothing.

@@ -115,9 +115,7 @@ class ChatHandler(ChatTurn):
             choices=len(self.jobs),
             around=DELTA if self.apart else CONTENT,
         )
-        fields = self.fields
-        timings = generation.timings if fields.timings else None
-        usage = UsageOption(fields.stream_options, self.jobs, fields.n, timings)
+        usage = UsageOption(self.fields, self.jobs, generation.timings)
         ids = TokenIdOption(self.fields.return_token_ids, self.jobs)
         silent = set(range(len(self.jobs)))
         waiting: dict[int, list[Entry]] = {}

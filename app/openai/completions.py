@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app.http.body import read_request
 from app.http.errors import ApiError
 from app.http.sse import TEXT, Envelope
-from app.inputs.prompts import Prompt, kept_tokens, split_prompts, tokenize
+from app.inputs.prompts import Prompt, split_prompts, tokenize
 from app.inputs.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.inputs.tokenizer import TextDecoder, Tokenizer
 from app.openai.streaming import UsageOption, check_stream_options
@@ -105,18 +105,9 @@ class CompletionHandler:
         # Before anything is made for each: a body of 16 MiB can ask for 500 million.
         service.admission.check_count(len(prompts) * self.samples)
         wanted = DEFAULT_MAX_TOKENS if fields.max_tokens is None else fields.max_tokens
-        kept = kept_tokens(fields.truncate_prompt_tokens, wanted, service.context)
         for i, prompt in enumerate(prompts):
-            ids = tokenize(
-                prompt,
-                service.tokenizer,
-                vocab_size=service.capabilities.vocab_size,
-                limit=service.prompt_limit,
-                add_special_tokens=fields.add_special_tokens,
-                param="prompt" if len(prompts) == 1 else f"prompt[{i}]",
-                keep=kept,
-                cut=fields.truncation_side,
-            )
+            param = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
+            ids = tokenize(prompt, service, fields, max_tokens=wanted, param=param)
             self._add_jobs(prompt, ids, stops)
 
     def _add_jobs(self, prompt: Prompt, ids: list[int], stops: list[str]) -> None:
@@ -208,9 +199,7 @@ class CompletionHandler:
             choices=len(self.jobs),
             around=TEXT,
         )
-        fields = self.fields
-        timings = generation.timings if fields.timings else None
-        usage = UsageOption(fields.stream_options, self.jobs, fields.n, timings)
+        usage = UsageOption(self.fields, self.jobs, generation.timings)
         ids = TokenIdOption(self.fields.return_token_ids, self.jobs)
         unsent = set(range(len(self.jobs)))
         async with aclosing(generation.deltas()) as deltas:

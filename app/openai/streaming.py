@@ -9,7 +9,7 @@ import msgspec
 from app.http.errors import ApiError
 from app.outputs.generation import Job
 from app.outputs.usage import usage_of
-from app.schemas.common import GenerationFields, StreamOptions
+from app.schemas.common import GenerationFields
 from app.telemetry.timings import Timings
 
 
@@ -17,18 +17,15 @@ class UsageOption:
     """The `usage` part of each chunk, as JSON text to append to it."""
 
     def __init__(
-        self,
-        options: StreamOptions | None,
-        jobs: list[Job],
-        samples: int,
-        timings: Callable[[], Timings] | None = None,
+        self, fields: GenerationFields, jobs: list[Job], timings: Callable[[], Timings]
     ) -> None:
         """`timings` is asked, if they are wanted, when all choices have ended."""
+        options = fields.stream_options
         self.include = bool(options and options.include_usage)
         self._continuous = bool(options and options.continuous_usage_stats) and self.include
         self._jobs = jobs
-        self._samples = samples
-        self._timings = timings
+        self._samples = fields.n
+        self._timings = timings if fields.timings else None
 
     def suffix(self) -> bytes:
         """For a chunk with a choice: nothing, null, or with continuous usage the counts so far."""

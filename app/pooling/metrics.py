@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from app.access.admission import Admission
 from app.access.quota import EXCEEDED
+from app.engine_protocol import PoolEngine
 from app.telemetry.engine_info import info_family
 from app.telemetry.engine_metrics import engine_families
 from app.telemetry.families import Families
 from app.telemetry.histogram import REQUEST_EDGES, STEP_TOKEN_EDGES, Histogram, length_edges
 from batching.core.types import PoolRequest, PoolResult
 from batching.worker.pool_protocol import PoolCapabilities
-
-if TYPE_CHECKING:
-    from app.access.admission import Admission
-    from app.pooling.model import PoolEngine
 
 _FINISH_REASONS = ("stop", "abort", "error")
 _REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", EXCEEDED)

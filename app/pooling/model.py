@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -17,6 +16,7 @@ from starlette.types import Receive
 
 from app.access.admission import Admission
 from app.access.terms import TIMEOUT_HEADER, end_by, expired, key_of
+from app.engine_protocol import PoolEngine
 from app.http.errors import ApiError, engine_error
 from app.offload import prepare
 from app.pooling.inputs import Encoded, Encoder
@@ -24,31 +24,12 @@ from app.pooling.metrics import PoolMetrics
 from app.pooling.tokenizer import PoolTokenizer
 from app.schemas.pooling import InputFields
 from app.telemetry.accounts import Pooled
-from batching.core.types import EngineStats, PoolRequest, PoolResult
+from batching.core.types import PoolRequest, PoolResult
 from batching.engine.pool_client import PoolCall, PoolError
 from batching.worker.pool_protocol import PoolCapabilities
 from config.settings import ServerSettings
 
 Numbers = npt.NDArray[np.float32]
-
-
-class PoolEngine(Protocol):
-    """What the front end asks of an engine (`batching.engine.pool_client.PoolClient`)."""
-
-    stats: EngineStats
-    failure: str | None
-    restarts: int
-    resumed_streams: int
-
-    @property
-    def capabilities(self) -> PoolCapabilities | None: ...
-
-    @property
-    def alive(self) -> bool: ...
-
-    def counts(self) -> tuple[int, int]: ...
-
-    def submit(self, requests: Sequence[PoolRequest]) -> PoolCall: ...
 
 
 @dataclass(frozen=True)

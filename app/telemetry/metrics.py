@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from app.access.admission import Admission
+from app.access.backlog import Backlog
 from app.access.quota import EXCEEDED
+from app.engine_protocol import Engine
 from app.flights.record import Lane
 from app.telemetry.engine_info import info_family
 from app.telemetry.engine_metrics import (
@@ -37,11 +39,6 @@ from app.telemetry.histogram import (
 from batching.core.types import EngineStats
 from batching.engine.messages import StepOutput
 from batching.worker.protocol import Capabilities
-
-if TYPE_CHECKING:
-    from app.access.admission import Admission
-    from app.access.backlog import Backlog
-    from app.service import Engine
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
 _REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "deadline_unmeetable", EXCEEDED)
