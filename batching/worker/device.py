@@ -32,6 +32,18 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def serving_dtype(requested: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The dtype of weights and KV. "auto" is the stored one's, where the device is fast at it."""
+    if requested != "auto":
+        found: torch.dtype = getattr(torch, requested)
+        return found
+    if stored is None or stored == torch.float32:
+        return torch.float32
+    if device.type == "cpu":  # float16 is not fast on CPUs, and overflows where bfloat16 does not
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return stored
+
+
 def compute_units(device: torch.device) -> int:
     """How many processors share the device's work."""
     if device.type == "cpu":

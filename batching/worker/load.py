@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
-from batching.worker.device import free_bytes, has_fast_bfloat16, has_fp8, has_triton
+from batching.worker.device import free_bytes, has_fp8, has_triton, serving_dtype
 from batching.worker.kv_pool import GIB
 from batching.worker.model import ATTENTION_NAME
 from batching.worker.pool_protocol import PoolConfig
@@ -188,18 +188,12 @@ def refuse_too_large(name: str, model: Any, free: int) -> None:
 
 
 def choose_dtype(requested: str, model_config: Any, device: torch.device) -> torch.dtype:
-    """The dtype of weights and KV. "auto" is the checkpoint's, where the device is fast at it."""
-    if requested != "auto":
-        return getattr(torch, requested)
+    """`serving_dtype` of what the checkpoint's config says that it holds."""
     stored = getattr(model_config, "dtype", None)
     stored = stored or getattr(model_config.get_text_config(decoder=True), "dtype", None)
     if isinstance(stored, str):
         stored = getattr(torch, stored)
-    if stored is None or stored == torch.float32:
-        return torch.float32
-    if device.type == "cpu":  # float16 is not fast on CPUs, and overflows where bfloat16 does not
-        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    return stored
+    return serving_dtype(requested, stored, device)
 
 
 class _ReportedBars:

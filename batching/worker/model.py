@@ -10,7 +10,7 @@ to its logits (scaling, softcap) is kept.
 from __future__ import annotations
 
 import copy
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -109,36 +109,8 @@ def split_head(model: Any) -> nn.Module:
     return head
 
 
-class Runner(Protocol):
-    """Computes steps. Owns no per-request state."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights in memory."""
-
-    def padding(self, tokens: int, sequences: int) -> int:
-        """How many dummy sequences, of one token each, a step of that size should have besides."""
-
-    def hidden(
-        self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
-    ) -> torch.Tensor:
-        """Last hidden states [tokens, width] of packed tokens int64 [tokens].
-
-        The next call may overwrite the result.
-        """
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Raw logits float32 [n, vocabulary] of hidden states [n, width].
-
-        The caller may change them; the next call may overwrite them.
-        """
-
-    def largest(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`largest(logits(hidden))` int64 [n], where nothing else is wanted of the logits."""
-
-
 class PackedModel:
-    """Implements `Runner` with the transformers model itself, bound to its KV pages."""
+    """Implements `runner.Runner` with the transformers model itself, bound to its KV pages."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -13,7 +13,7 @@ from batching.core.types import (
     StepResult,
     TokenLogprobs,
 )
-from batching.worker.assemble import Phases, assemble
+from batching.worker.assemble import assemble
 from batching.worker.device import fetch, upload
 from batching.worker.grammar_masks import GrammarSlots, StepGrammars
 from batching.worker.kv_pool import GIB
@@ -28,6 +28,7 @@ from batching.worker.protocol import (
 from batching.worker.sampler_state import SamplerState
 from batching.worker.sampling import SamplingInputs, sample
 from batching.worker.slots import SlotTables, StepInputs
+from batching.worker.start_up import Phases
 from batching.worker.warm_up import first_steps, largest_steps
 
 

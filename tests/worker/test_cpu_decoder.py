@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from batching.worker import llama_shape
 from batching.worker.cpu import decoder
 from batching.worker.cpu.attention import SOURCE
 from batching.worker.cpu.build import NATIVE, load_library
@@ -26,9 +27,14 @@ LENGTHS = (3, 20, 45, 70)
 WIDTH = tiny_models.WIDE["hidden_size"]
 
 
+def refusal(name: str, **overrides: Any) -> str | None:
+    model = tiny_models.build(name, **overrides)
+    return llama_shape.refuses(model) or decoder.refuses(llama_shape.shape(model))
+
+
 @pytest.mark.parametrize("name", WIDE)
 def test_takes_the_architectures_it_names(name: str) -> None:
-    assert decoder.refuses(tiny_models.build(name)) is None
+    assert refusal(name) is None
 
 
 @pytest.mark.parametrize(
@@ -46,7 +52,7 @@ def test_takes_the_architectures_it_names(name: str) -> None:
 def test_refuses_what_it_does_not_compute(
     name: str, overrides: dict[str, Any], reason: str
 ) -> None:
-    assert reason in (decoder.refuses(tiny_models.build(name, **overrides)) or "")
+    assert reason in (refusal(name, **overrides) or "")
 
 
 def worker_of(folder: Path, **settings: Any) -> TorchWorker:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from batching.worker import assemble, load
+from batching.worker import load, transformers_model
 from batching.worker.kv_pool import GIB, choose_num_blocks
 from batching.worker.model import PackedModel
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
@@ -61,7 +61,7 @@ def test_the_dry_run_is_a_largest_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "logits", logits)
     config = WorkerConfig("m", max_sequences=300, max_step_tokens=500)
     with torch.inference_mode():
-        probe = assemble.largest_step(model, packed, 64, config)
+        probe = transformers_model.largest_step(model, packed, 64, config)
     assert (probe._tokens, rows) == (63, [300])  # of each of eight sequences
 
 

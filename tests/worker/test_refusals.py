@@ -185,7 +185,7 @@ def test_a_block_size_that_the_backend_cannot_lay_out(tmp_path: Path) -> None:
 def test_automatic_dtype_on_the_cpu(
     is_fast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batching.worker.load.has_fast_bfloat16", lambda device: is_fast)
+    monkeypatch.setattr("batching.worker.device.has_fast_bfloat16", lambda device: is_fast)
     config = transformers.LlamaConfig(dtype="bfloat16")
     assert choose_dtype("auto", config, torch.device("cpu")) == expected
     assert choose_dtype("float16", config, torch.device("cpu")) == torch.float16

@@ -15,13 +15,12 @@ import ctypes
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from batching.worker import llama_shape
 from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.cpu.attention import LANES, CpuAttention
 from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
 from batching.worker.cpu.memory import huge
+from batching.worker.llama_shape import LayerWeights, LlamaWeights, Shape
 
 ROW_BLOCK, FEW = 256, 32  # as in linear.h and decoder.h
 CACHE_LINE = 64  # bytes
@@ -98,21 +97,16 @@ def _spread(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(rows, stride, dtype=dtype)[:, :width]
 
 
-def refuses(model: Any) -> str | None:
-    """Why a model that transformers loaded cannot be computed here, or None."""
-    shape = llama_shape.refuses(model)
-    if shape is not None:
-        return shape
-    config, attention = model.config, model.base_model.layers[0].self_attn
-    cos, _ = _rotary(model, 1)
-    head_dim = attention.head_dim
+def refuses(shape: Shape) -> str | None:
+    """Why a model of Llama's shape cannot be computed here, or None."""
+    queries = shape.heads * shape.head_dim
     for name, width, multiple in (
-        ("hidden size", config.hidden_size, PANEL),
-        ("intermediate size", config.intermediate_size, LANES),
-        ("query, key and value width", sum(map(len, _qkv(attention))), PANEL),
-        ("query width", attention.o_proj.in_features, LANES),
-        ("head size", head_dim, LANES),
-        ("rotary width", cos.shape[1] * 2, 2 * LANES),
+        ("hidden size", shape.hidden, PANEL),
+        ("intermediate size", shape.intermediate, LANES),
+        ("query, key and value width", queries + 2 * shape.kv_heads * shape.head_dim, PANEL),
+        ("query width", queries, LANES),
+        ("head size", shape.head_dim, LANES),
+        ("rotary width", shape.rotary, 2 * LANES),
     ):
         if width % multiple:
             return f"its {name}, {width}, is no multiple of {multiple}"
@@ -120,51 +114,47 @@ def refuses(model: Any) -> str | None:
 
 
 class CpuDecoder:
-    """Implements `model.Runner`, and empties the transformers model as it packs its weights.
+    """Implements `runner.Runner`; packs the weights layer by layer, so that none is there twice.
 
-    `model` must pass `refuses`. Memory peaks at one layer, or the head, above the weights.
+    `refuses` must not refuse the model's shape.
     """
 
     def __init__(
         self,
-        model: Any,
+        weights: LlamaWeights,
         specs: list[LayerSpec],
         backend: CpuAttention,
         pages: list[tuple[torch.Tensor, torch.Tensor]],
-        max_model_len: int,
         *,
         int8: bool = False,
     ) -> None:
         self._backend = backend
         self._specs, self._library, self._int8 = specs, backend.library, int8
         self._pages = pages
-        self._dtype, self._is_bfloat16 = model.dtype, model.dtype == torch.bfloat16
-        self._vocabulary = model.config.vocab_size
+        embedding = weights.embedding
+        self._dtype, self._is_bfloat16 = embedding.dtype, embedding.dtype == torch.bfloat16
+        self._vocabulary = weights.vocab_size
         self._kept: list[Any] = []  # whatever C++ holds pointers to
-        base = model.base_model
-        self._layers = (_Layer * len(base.layers))()
-        for target, layer, spec, kv in zip(self._layers, base.layers, specs, pages, strict=True):
+        self._layers = (_Layer * weights.count)()
+        for target, layer, spec, kv in zip(self._layers, weights.layers, specs, pages, strict=True):
             self._fill(target, layer, kv)
             target.attention = backend.layer_address(spec)
-        embedding = base.embed_tokens.weight
         # Embeddings are read from the packed head where that is exact.
-        shared = model.lm_head.weight is embedding and not int8
-        self._head = self._pack(model.lm_head.weight)
-        cos, sin = _rotary(model, max_model_len)
+        shared = weights.head is embedding and not int8
+        self._head = self._pack(weights.head)
         self._decoder = _Decoder(
             ctypes.addressof(self._layers),
             None if shared else self._keep(embedding.data),
             ctypes.addressof(self._head) if shared else None,
-            self._keep(base.norm.weight.float()),
-            self._keep(cos),
-            self._keep(sin),
-            base.norm.variance_epsilon,
-            len(base.layers),
-            model.config.hidden_size,
-            model.config.intermediate_size,
-            2 * cos.shape[1],
+            self._keep(_own(weights.final_norm)),
+            self._keep(weights.cos),
+            self._keep(weights.sin),
+            weights.epsilon,
+            weights.count,
+            embedding.shape[1],
+            weights.intermediate,
+            2 * weights.cos.shape[1],
         )
-        _empty(model)
         # Kept between steps, as large as ever needed: fresh memory costs more than filling it.
         self._room = self._allocate(0)
         self._logits = huge((LOGITS_KEPT, self._head.columns), torch.float32)
@@ -234,23 +224,20 @@ class CpuDecoder:
         rows = max(ROW_BLOCK, FEW * torch.get_num_threads())
         return _Room(max(tokens, rows), rows, widths, self._dtype)
 
-    def _fill(self, target: _Layer, layer: Any, pages: tuple[torch.Tensor, torch.Tensor]) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        bias = None
-        if attention.q_proj.bias is not None:
-            bias = torch.cat([projection.bias for projection in projections])
-        target.qkv = self._pack(torch.cat(_qkv(attention)), bias)
-        target.output = self._pack(attention.o_proj.weight)
-        target.gate_up = self._pack(interleave(mlp.gate_proj.weight, mlp.up_proj.weight))
-        target.down = self._pack(mlp.down_proj.weight)
-        target.input_norm = self._keep(layer.input_layernorm.weight.float())
-        target.post_norm = self._keep(layer.post_attention_layernorm.weight.float())
-        if hasattr(attention, "q_norm"):
-            target.query_norm = self._keep(attention.q_norm.weight.float())
-            target.key_norm = self._keep(attention.k_norm.weight.float())
+    def _fill(
+        self, target: _Layer, layer: LayerWeights, pages: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        bias = None if layer.biases is None else torch.cat(layer.biases)
+        target.qkv = self._pack(torch.cat(layer.qkv), bias)
+        target.output = self._pack(layer.output)
+        target.gate_up = self._pack(interleave(layer.gate, layer.up))
+        target.down = self._pack(layer.down)
+        target.input_norm = self._keep(_own(layer.input_norm))
+        target.post_norm = self._keep(_own(layer.post_norm))
+        if layer.query_norm is not None and layer.key_norm is not None:
+            target.query_norm = self._keep(_own(layer.query_norm))
+            target.key_norm = self._keep(_own(layer.key_norm))
         target.key_pages, target.value_pages = (page.data_ptr() for page in pages)
-        _empty(layer)
 
     def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> CLinear:
         packed = PackedLinear(weight, bias, int8=self._int8)
@@ -269,19 +256,6 @@ def interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return torch.stack([gate.view(-1, LANES, rows), up.view(-1, LANES, rows)], 1).view(-1, rows)
 
 
-def _qkv(attention: Any) -> tuple[torch.Tensor, ...]:
-    return attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
-
-
-def _rotary(model: Any, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines float32 [positions, rotary / 2], as the model computes them."""
-    embedding = model.base_model.rotary_emb
-    cos, sin = embedding(torch.empty(1), torch.arange(positions)[None])
-    half = cos.shape[-1] // 2  # the second half repeats the first
-    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
-
-
-def _empty(module: nn.Module) -> None:
-    """Drop the parameters' memory; what is still needed of it has another owner."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.new_empty(0)
+def _own(norm: torch.Tensor) -> torch.Tensor:
+    """A copy in float32."""
+    return norm.detach().to(torch.float32, copy=True)

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from batching.core.types import PoolRequest
-from batching.worker.assemble import Phases, choose_max_model_len
 from batching.worker.cpu.packed_module import CpuLinear, swap_linears
 from batching.worker.device import choose_device
 from batching.worker.load import choose_dtype, load_weights, refuse_incomplete
@@ -22,6 +21,7 @@ from batching.worker.pooling.padded import PaddedRunner
 from batching.worker.pooling.recipe import Recipe, read_recipe
 from batching.worker.probe import freeze_rope, rope_limit
 from batching.worker.protocol import UnsupportedModelError
+from batching.worker.start_up import Phases, choose_max_model_len
 
 logger = logging.getLogger(__name__)
 

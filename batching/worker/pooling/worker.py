@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from batching.core.types import PoolRequest
-from batching.worker.assemble import Phases
 from batching.worker.pool_protocol import PoolCapabilities, PoolConfig
 from batching.worker.pooling.load import assemble
+from batching.worker.start_up import Phases
 
 
 class TorchPoolWorker:
