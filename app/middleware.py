@@ -15,7 +15,7 @@ from app.access.keys import Key, KeyRing
 from app.access.quota import Quota
 from app.anthropic.errors import PREFIX
 from app.health import ADMIN_PATHS, OPEN_PATHS
-from app.http.errors import ApiError
+from app.http.errors import ApiError, shutting_down
 from app.page import FILES as PAGE_FILES
 from app.served import Served
 
@@ -156,10 +156,4 @@ class Draining:
             await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = ApiError(
-            "the server is shutting down",
-            status=503,
-            code="shutting_down",
-            headers={"connection": "close", "retry-after": "1"},
-        )
-        await error.response(scope)(scope, receive, send)
+        await shutting_down().response(scope)(scope, receive, send)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import Iterator
+from itertools import chain
 from typing import TypeVar
 from uuid import uuid4
 
@@ -49,6 +49,7 @@ class MessagesHandler:
         self._counts_cached = asks_to_cache(fields)
         self._content = Content()
         self.id = f"msg_{uuid4().hex}"
+        self._begun = False
         self._finish: str | None = None
         self._stop: str | int | None = None
 
@@ -60,30 +61,29 @@ class MessagesHandler:
 
     async def run(self, generation: Generation) -> bytes:
         """The whole message as JSON."""
-        async with aclosing(generation.deltas()) as deltas:
-            async for _, delta in deltas:
-                deque(self._events(delta), maxlen=0)
+        await generation.follow(lambda _, delta: deque(self._events(delta), maxlen=0))
         deque(self._content.finish(), maxlen=0)
         return msgspec.json.encode(self._message())
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
+    def stream(self, generation: Generation) -> MessagesHandler:
+        """Itself."""
+        return self
+
+    def piece(self, index: int, delta: Delta) -> bytes:
         """Events. The first ones come with the first token: what fails before is an HTTP error."""
-        begun = False
-        async with aclosing(generation.deltas()) as deltas:
-            async for _, delta in deltas:
-                piece = b""
-                if not begun:
-                    begun = True
-                    start = {"type": "message_start", "message": self._message(0)}
-                    piece = _write(iter((start, {"type": "ping"})))
-                piece += _write(self._events(delta))
-                if piece:
-                    yield piece
+        begin = b""
+        if not self._begun:
+            self._begun = True
+            start = {"type": "message_start", "message": self._message(0)}
+            begin = _write(iter((start, {"type": "ping"})))
+        return begin + _write(self._events(delta))
+
+    async def last(self) -> bytes:
+        """The events that end the content and the message."""
         end = self._message()
         change = {"stop_reason": end.stop_reason, "stop_sequence": end.stop_sequence}
-        yield _write(self._content.finish())
         last = {"type": "message_delta", "delta": change, "usage": end.usage}
-        yield _write(iter((last, {"type": "message_stop"})))
+        return _write(chain(self._content.finish(), (last, {"type": "message_stop"})))
 
     def _events(self, delta: Delta) -> Iterator[Event]:
         for part in delta.news:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from app.flights.recorder import FlightRecorder, may_see
 from app.flights.waterfall import state_of
 from app.http.errors import ApiError
 from app.http.query import parameters
-from app.http.sse import EventStream, StreamEnd, event_bytes
+from app.http.sse import EventStream, Source, StreamEnd, event_bytes
 from app.middleware import sees, tenant_of
 from app.served import Served
 from app.service import Service
@@ -292,13 +292,18 @@ async def live(served: Served, request: Request) -> Response:
     return EventStream(_frames(served, watch, request), close, ending)
 
 
-async def _frames(served: Served, watch: Watch, request: Request) -> AsyncGenerator[bytes]:
-    while not served.draining:
-        yield event_bytes("frame", watch.frame())
-        try:
-            async with asyncio.timeout(PERIOD_SECONDS):
-                while (await request.receive())["type"] != "http.disconnect":
-                    pass
-            return
-        except TimeoutError:
-            pass
+def _frames(served: Served, watch: Watch, request: Request) -> Source:
+    async def source(stream: EventStream) -> bytes:
+        while not served.draining:
+            if not stream.full:
+                stream.write(event_bytes("frame", watch.frame()))
+            try:
+                async with asyncio.timeout(PERIOD_SECONDS):
+                    while (await request.receive())["type"] != "http.disconnect":
+                        pass
+                break
+            except TimeoutError:
+                pass
+        return b""
+
+    return source

@@ -168,6 +168,7 @@ class FlightRecorder:
             step = Step(stats.steps - 1, stats.step_seconds, forecast, output.step)
             self._take_step(step)
         lanes = self._lanes
+        gaps: Counter[float] = Counter()  # tokens by the time since the one before: few differ
         for event in output.events:
             lane = lanes.get(event.id)
             if lane is None:
@@ -176,7 +177,7 @@ class FlightRecorder:
                 count = len(event.tokens)
                 if lane.tokens:
                     gap = now - lane.last
-                    self._times.later_tokens(gap, count)
+                    gaps[gap / count] += count
                     if gap > lane.worst:
                         lane.worst, lane.worst_step = gap, step
                 else:
@@ -187,6 +188,8 @@ class FlightRecorder:
                 lane.cached = event.cached_tokens
             if event.finish is not None:
                 lane.ended = now
+        for seconds, tokens in gaps.items():
+            self._times.later_tokens(seconds, tokens)
 
     def _take_step(self, step: Step) -> None:
         for lane_id, start, count in step.summary.chunks:

@@ -134,6 +134,16 @@ def engine_dead(error: EngineDeadError) -> ApiError:
     return ApiError(str(error), status=503, code="engine_unavailable", headers={"retry-after": "5"})
 
 
+def shutting_down() -> ApiError:
+    """The time in which open requests are finished is over, or nothing new is begun in it."""
+    return ApiError(
+        "the server is shutting down",
+        status=503,
+        code="shutting_down",
+        headers={"connection": "close", "retry-after": "1"},
+    )
+
+
 def _allowed_methods(request: Request) -> str:
     """Of all routes with the path's pattern: Starlette looks no further than the first."""
     scope = dict(request.scope) | {"method": "none"}

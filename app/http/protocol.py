@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.on_pause: Callable[[bool], None] | None = None  # told when the client stops reading
         self._in_head = self._receiving = True
         self._loose_bytes = 0  # since the last that were body, or ended a head or message
         self._timer: asyncio.TimerHandle | None = None
@@ -63,6 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers) > MAX_HEAD_BYTES:
             self._refuse_head()
             raise ValueError("head too large")  # ends the parsing
+        self.scope["state"]["connection"] = self
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -74,17 +77,31 @@ class HttpProtocol(HttpToolsProtocol):
         self._loose_bytes = 0
         super().on_message_complete()
 
+    @property
+    def paused(self) -> bool:
+        """The client does not read."""
+        return self.flow.write_paused
+
+    def write_chunk(self, body: bytes) -> None:
+        """More of a body without a length that is being sent, without waiting."""
+        if not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
     def pause_writing(self) -> None:
         """The client does not read as fast as it is written to."""
         super().pause_writing()
         if (flight := self._flight()) is not None:
             flight.stall(time.monotonic())
+        if self.on_pause is not None:
+            self.on_pause(True)
 
     def resume_writing(self) -> None:
         """It has caught up."""
         super().resume_writing()
         if (flight := self._flight()) is not None:
             flight.unstall(time.monotonic())
+        if self.on_pause is not None:
+            self.on_pause(False)
 
     def _flight(self) -> Flight | None:
         """The record of the request that is being answered."""

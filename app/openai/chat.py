@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -85,7 +84,7 @@ class ChatHandler(ChatTurn):
             ChatChoice(
                 index,
                 _message(result),
-                self._logprobs(result.entries),
+                self.logprobs(result.entries),
                 result.finish,
                 result.stop_reason,
             )
@@ -105,78 +104,12 @@ class ChatHandler(ChatTurn):
                 choice.token_ids = job.choice.token_ids
         return msgspec.json.encode(answer)
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
-        """Chunks. A choice's role comes in the same write as its first token."""
-        envelope = Envelope(
-            id=self.id,
-            object="chat.completion.chunk",
-            created=self.created,
-            model=self.service.model_name,
-            choices=len(self.jobs),
-            around=DELTA if self.apart else CONTENT,
-        )
-        usage = UsageOption(self.fields, self.jobs, generation.timings)
-        ids = TokenIdOption(self.fields.return_token_ids, self.jobs)
-        silent = set(range(len(self.jobs)))
-        waiting: dict[int, list[Entry]] = {}
-        async with aclosing(generation.deltas()) as deltas:
-            async for index, delta in deltas:
-                text, entries, finish, stop_reason, _ = delta
-                piece = b""
-                if silent and index in silent:
-                    silent.discard(index)
-                    piece = envelope.role(index, usage.suffix() + ids.prompt(index))
-                if self.apart:
-                    held = waiting.setdefault(index, [])
-                    chunks = self._part_chunks(envelope, index, delta, held, usage, ids)
-                    piece += b"".join(chunks)
-                elif text or entries or finish:
-                    piece += envelope.delta(
-                        index,
-                        text,
-                        usage.suffix(),
-                        logprobs=self._logprobs(entries),
-                        finish=finish,
-                        stop_reason=stop_reason,
-                        more=ids.news(index),
-                    )
-                if piece:
-                    yield piece
-        if last := usage.last():
-            yield envelope.usage(last)
+    def stream(self, generation: Generation) -> ChatChunks:
+        """The response as chunks."""
+        return ChatChunks(self, generation)
 
-    def _part_chunks(
-        self,
-        envelope: Envelope,
-        index: int,
-        delta: Delta,
-        held: list[Entry],
-        usage: UsageOption,
-        ids: TokenIdOption,
-    ) -> Iterable[bytes]:
-        """A chunk for each part; the last has what is of all: logprobs, the `held` ones first."""
-        held += delta.entries
-        news: list[dict[str, Any]] = [_delta(part) for part in delta.parts]
-        if delta.finish and not news:
-            news = [{}]
-        for i, new in enumerate(news):
-            logprobs, finish, more = None, None, b""
-            if i == len(news) - 1:
-                finish, more = delta.finish, ids.news(index)
-                if held:
-                    logprobs = self._logprobs(held)
-                    held.clear()
-            yield envelope.delta(
-                index,
-                new,
-                usage.suffix(),
-                logprobs=logprobs,
-                finish=finish,
-                stop_reason=delta.stop_reason,
-                more=more,
-            )
-
-    def _logprobs(self, entries: Any) -> ChatLogprobs | None:
+    def logprobs(self, entries: Sequence[Entry]) -> ChatLogprobs | None:
+        """In the API's shape, if they are wanted."""
         if not self.fields.logprobs:
             return None
         return chat_logprobs(
@@ -186,6 +119,76 @@ class ChatHandler(ChatTurn):
             hidden=self.hidden_tokens,
             as_ids=self.fields.return_tokens_as_token_ids,
         )
+
+
+class ChatChunks:
+    """A streamed chat. A choice's role comes in the same write as its first token."""
+
+    def __init__(self, handler: ChatHandler, generation: Generation) -> None:
+        fields, jobs = handler.fields, handler.jobs
+        self._handler = handler
+        self._envelope = Envelope(
+            id=handler.id,
+            object="chat.completion.chunk",
+            created=handler.created,
+            model=handler.service.model_name,
+            choices=len(jobs),
+            around=DELTA if handler.apart else CONTENT,
+        )
+        self._usage = UsageOption(fields, jobs, generation.timings)
+        self._ids = TokenIdOption(fields.return_token_ids, jobs)
+        self._silent = set(range(len(jobs)))
+        self._held: list[list[Entry]] = [[] for _ in jobs]  # logprobs whose parts are to come
+
+    def piece(self, index: int, delta: Delta) -> bytes:
+        """Chunks, unless there is no news."""
+        role = b""
+        if index in self._silent:
+            self._silent.discard(index)
+            role = self._envelope.role(index, self._usage.suffix() + self._ids.prompt(index))
+        if self._handler.apart:
+            return role + b"".join(self._parts(index, delta))
+        text, entries, finish, stop_reason, _ = delta
+        if not (text or entries or finish):
+            return role
+        return role + self._envelope.delta(
+            index,
+            text,
+            self._usage.suffix(),
+            logprobs=self._handler.logprobs(entries),
+            finish=finish,
+            stop_reason=stop_reason,
+            more=self._ids.news(index),
+        )
+
+    async def last(self) -> bytes:
+        """A chunk with usage, if it is wanted."""
+        last = self._usage.last()
+        return self._envelope.usage(last) if last else b""
+
+    def _parts(self, index: int, delta: Delta) -> Iterable[bytes]:
+        """A chunk for each part; the last has what is of all: logprobs, the held ones first."""
+        held = self._held[index]
+        held += delta.entries
+        news: list[dict[str, Any]] = [_delta(part) for part in delta.parts]
+        if delta.finish and not news:
+            news = [{}]
+        for i, new in enumerate(news):
+            logprobs, finish, more = None, None, b""
+            if i == len(news) - 1:
+                finish, more = delta.finish, self._ids.news(index)
+                if held:
+                    logprobs = self._handler.logprobs(held)
+                    held.clear()
+            yield self._envelope.delta(
+                index,
+                new,
+                self._usage.suffix(),
+                logprobs=logprobs,
+                finish=finish,
+                stop_reason=delta.stop_reason,
+                more=more,
+            )
 
 
 def _message(result: Collected) -> ChatMessage:

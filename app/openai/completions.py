@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Any
+from collections.abc import Sequence
 from uuid import uuid4
 
 import msgspec
@@ -21,7 +19,7 @@ from app.inputs.tokenizer import TextDecoder, Tokenizer
 from app.openai.streaming import UsageOption, check_stream_options
 from app.openai.token_ids import TokenIdOption
 from app.outputs.answer import answer
-from app.outputs.choice import Choice
+from app.outputs.choice import Choice, Delta
 from app.outputs.generation import Generation, Job
 from app.outputs.logprobs import (
     CompletionLogprobs,
@@ -158,9 +156,9 @@ class CompletionHandler:
         choices: list[CompletionChoice] = []
         for index in self._best():
             result = results[index]
-            text, entries = self._with_echo(index, result.text, result.entries)
+            text, entries = self.with_echo(index, result.text, result.entries)
             finish = self.jobs[index].choice.finish
-            logprobs = self._logprobs(entries)
+            logprobs = self.logprobs(entries)
             choice = CompletionChoice(len(choices), text, logprobs, finish, result.stop_reason)
             if (count := self.fields.prompt_logprobs) is not None:
                 found = self.jobs[index].choice.prompt_logprobs
@@ -189,44 +187,12 @@ class CompletionHandler:
         groups = [indices[i : i + self.samples] for i in range(0, len(indices), self.samples)]
         return [i for group in groups for i in sorted(group, key=score)[: self.fields.n]]
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
-        """Chunks; an echoed prompt comes with a choice's first one."""
-        envelope = Envelope(
-            id=self.id,
-            object="text_completion",
-            created=self.created,
-            model=self.service.model_name,
-            choices=len(self.jobs),
-            around=TEXT,
-        )
-        usage = UsageOption(self.fields, self.jobs, generation.timings)
-        ids = TokenIdOption(self.fields.return_token_ids, self.jobs)
-        unsent = set(range(len(self.jobs)))
-        async with aclosing(generation.deltas()) as deltas:
-            async for index, (text, entries, finish, stop_reason, _) in deltas:
-                if unsent and index in unsent:
-                    choice = self.jobs[index].choice
-                    if not choice.tokens and finish is None:
-                        continue  # the prompt's logprobs are still coming
-                    text, entries = self._with_echo(index, text, list(entries))
-                if text or entries or finish:
-                    more = ids.news(index)
-                    if index in unsent:
-                        unsent.discard(index)
-                        more += ids.prompt(index)
-                    yield envelope.delta(
-                        index,
-                        text,
-                        usage.suffix(),
-                        logprobs=self._logprobs(entries),
-                        finish=finish,
-                        stop_reason=stop_reason,
-                        more=more,
-                    )
-        if last := usage.last():
-            yield envelope.usage(last)
+    def stream(self, generation: Generation) -> CompletionChunks:
+        """The response as chunks."""
+        return CompletionChunks(self, generation)
 
-    def _with_echo(self, index: int, text: str, entries: list[Entry]) -> tuple[str, list[Entry]]:
+    def with_echo(self, index: int, text: str, entries: list[Entry]) -> tuple[str, list[Entry]]:
+        """A choice's text and logprobs from its beginning, an echoed prompt included."""
         if not self.fields.echo:
             return text, entries
         echo = self.echoes[index]
@@ -234,11 +200,60 @@ class CompletionHandler:
             entries = echo.entries(self.jobs[index].choice, self.fields.logprobs) + entries
         return echo.text + text, entries
 
-    def _logprobs(self, entries: Any) -> CompletionLogprobs | None:
+    def logprobs(self, entries: Sequence[Entry]) -> CompletionLogprobs | None:
+        """In the API's shape, if they are wanted."""
         if self.fields.logprobs is None:
             return None
         as_ids = self.fields.return_tokens_as_token_ids
-        return completion_logprobs(list(entries), self.service.tokenizer, as_ids=as_ids)
+        return completion_logprobs(entries, self.service.tokenizer, as_ids=as_ids)
+
+
+class CompletionChunks:
+    """A streamed completion; an echoed prompt comes with a choice's first chunk."""
+
+    def __init__(self, handler: CompletionHandler, generation: Generation) -> None:
+        fields, self._jobs = handler.fields, handler.jobs
+        self._handler = handler
+        self._envelope = Envelope(
+            id=handler.id,
+            object="text_completion",
+            created=handler.created,
+            model=handler.service.model_name,
+            choices=len(self._jobs),
+            around=TEXT,
+        )
+        self._usage = UsageOption(fields, self._jobs, generation.timings)
+        self._ids = TokenIdOption(fields.return_token_ids, self._jobs)
+        self._unsent = set(range(len(self._jobs)))
+
+    def piece(self, index: int, delta: Delta) -> bytes:
+        """A chunk, unless there is no news."""
+        text, entries, finish, stop_reason, _ = delta
+        is_first = index in self._unsent
+        if is_first:
+            if not self._jobs[index].choice.tokens and finish is None:
+                return b""  # the prompt's logprobs are still coming
+            text, entries = self._handler.with_echo(index, text, list(entries))
+        if not (text or entries or finish):
+            return b""
+        more = self._ids.news(index)
+        if is_first:
+            self._unsent.discard(index)
+            more += self._ids.prompt(index)
+        return self._envelope.delta(
+            index,
+            text,
+            self._usage.suffix(),
+            logprobs=self._handler.logprobs(entries),
+            finish=finish,
+            stop_reason=stop_reason,
+            more=more,
+        )
+
+    async def last(self) -> bytes:
+        """A chunk with usage, if it is wanted."""
+        last = self._usage.last()
+        return self._envelope.usage(last) if last else b""
 
 
 def check(fields: CompletionRequest) -> None:

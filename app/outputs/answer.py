@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.access.terms import RunFields, Terms
-from app.http.sse import OPENAI_END, EventStream, StreamEnd
+from app.http.sse import OPENAI_END, EventStream, Source, StreamEnd
 from app.offload import prepare
+from app.outputs.choice import Delta
 from app.outputs.generation import Generation, Job
 from app.service import Service
 from app.structured.request import RequestedGrammar
@@ -26,6 +26,16 @@ class AnswerFields(RunFields, Protocol):
     def request_id(self) -> str | None: ...
 
 
+class Pieces(Protocol):
+    """A response as server-sent events."""
+
+    def piece(self, index: int, delta: Delta) -> bytes:
+        """What tells of a choice's delta; may be nothing. Called for every token: it is quick."""
+
+    async def last(self) -> bytes:
+        """What comes when every choice has ended; may be nothing."""
+
+
 class Handler(Protocol):
     """What an endpoint knows about its own kind of request and response."""
 
@@ -39,7 +49,7 @@ class Handler(Protocol):
     async def run(self, generation: Generation) -> bytes:
         """The whole response as JSON."""
 
-    def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
+    def stream(self, generation: Generation) -> Pieces:
         """The response as server-sent events."""
 
 
@@ -68,7 +78,7 @@ async def answer(
     receive = request.receive
     generation = Generation.start(service, handler.jobs, samples, receive, terms, flight)
     if fields.stream:
-        response: Response = EventStream(handler.stream(generation), generation.close, ending)
+        response: Response = EventStream(_source(handler, generation), generation.close, ending)
     else:
         try:
             body = await handler.run(generation)
@@ -80,3 +90,18 @@ async def answer(
     if wants_load is not None:
         response.headers[LOAD_HEADER] = load_report(service, wants_load)
     return response
+
+
+def _source(handler: Handler, generation: Generation) -> Source:
+    async def source(stream: EventStream) -> bytes:
+        pieces = handler.stream(generation)
+        stream.on_full = generation.hold
+
+        def take(index: int, delta: Delta) -> None:
+            if piece := pieces.piece(index, delta):
+                stream.write(piece)
+
+        await generation.follow(take)
+        return await pieces.last()
+
+    return source

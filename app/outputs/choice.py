@@ -95,7 +95,8 @@ class Choice:
     def _feed_plain(self, event: TokenEvent) -> Delta:
         tokens = event.tokens
         self.tokens += len(tokens)
-        self.logprob_sum += sum(entry.logprob for entry in event.logprobs)
+        if event.logprobs:
+            self.logprob_sum += sum(entry.logprob for entry in event.logprobs)
         if event.finish is None:
             return Delta(self._decoder.feed(tokens))
         text = self._decoder.feed(self._visible(event))

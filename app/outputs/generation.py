@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import uuid4
 
 from starlette.requests import ClientDisconnect
@@ -22,6 +22,8 @@ from app.telemetry.timings import Phases, Timings, timings_of
 from app.turns.parts import Part, Turn
 from batching.core.types import FinishReason, Request, SamplingParams, TokenEvent
 from batching.engine.client import EngineDeadError, RequestStream
+
+Take = Callable[[int, Delta], object]  # of a choice's index what it gained
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,14 @@ class Collected:
         """What a chat's model said, put together from its parts."""
         return Turn.of(self.parts) if self.parts else Turn(self.text)
 
+    def add(self, delta: Delta) -> None:
+        """The next one."""
+        self.texts.append(delta.text)
+        self.entries += delta.entries
+        self.parts += delta.parts
+        self.finish = delta.finish
+        self.stop_reason = delta.stop_reason
+
 
 class Generation:
     """The sequences of one HTTP request; job i is choice i of the response.
@@ -67,6 +77,10 @@ class Generation:
         self._samples = samples
         self._queued: set[int] = set()  # jobs without their first event
         self._streams: list[RequestStream] = []
+        self._remaining = len(jobs)  # choices that have not ended
+        self._take: Take | None = None  # while somebody follows
+        self._ended: asyncio.Future[None] | None = None
+        self._held = False
         self._watcher: asyncio.Task[None] | None = None
         self._heard = False  # the engine sent something
         self._terms = Terms()
@@ -98,8 +112,10 @@ class Generation:
         try:
             self._check_deadline(requests)
             terms.quota.take_prompt(self._prompt_tokens)
-            for request in requests:
-                self._streams.append(service.engine.submit(request))
+            for index, request in enumerate(requests):
+                stream = service.engine.submit(request)
+                stream.on_news = partial(self._on_news, index)
+                self._streams.append(stream)
                 service.backlog.join(request)
                 service.flights.submitted(flight, request)
             self._set_timer()
@@ -132,49 +148,39 @@ class Generation:
             for i, job in enumerate(self.jobs)
         ]
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
-        """(choice index, what it gained) until every choice has ended.
+    async def follow(self, take: Take) -> None:
+        """Have `take` called with each delta as it comes, until every choice has ended.
 
-        Raises `ApiError` and `EngineDeadError` when the engine failed or the server ends,
-        `ClientDisconnect` when nobody listens any more.
+        That happens within the engine's message, so it must be quick; what it raises is raised
+        here. Raises `ApiError` and `EngineDeadError` when the engine failed, `ClientDisconnect`
+        when nobody listens any more.
         """
-        remaining = len(self.jobs)
-        async with aclosing(_merge(self._streams)) as events:
-            try:
-                async for index, event in events:
-                    choice = self.jobs[index].choice
-                    if choice.finish is not None:
-                        continue  # tokens generated before the engine heard of the stop string
-                    delta = self._feed(index, event)
-                    if delta.finish is not None:
-                        remaining -= 1
-                        self._streams[index].cancel()
-                    yield index, delta
-                    if not remaining:
-                        return
-            except (ApiError, EngineDeadError):
-                self._ending = FinishReason.ERROR
-                raise
-            except asyncio.CancelledError:  # nobody else cancels: the time to drain is over
-                raise ApiError(
-                    "the server is shutting down", status=503, code="shutting_down"
-                ) from None
+        self._ended = asyncio.get_running_loop().create_future()
+        self._take = take
+        self._take_all()
+        try:
+            await self._ended
+        except (ApiError, EngineDeadError):
+            self._ending = FinishReason.ERROR
+            raise
+        finally:
+            self._take = None
+
+    def hold(self, held: bool) -> None:
+        """While held, nothing is taken: what the engine generates merges in the streams."""
+        self._held = held
+        if not held:
+            self._take_all()
 
     async def collect(self) -> list[Collected]:
-        """Every choice's whole output. Raises as `deltas`."""
+        """Every choice's whole output. Raises as `follow`."""
         results = [Collected() for _ in self.jobs]
-        async with aclosing(self.deltas()) as deltas:
-            async for index, delta in deltas:
-                result = results[index]
-                result.texts.append(delta.text)
-                result.entries += delta.entries
-                result.parts += delta.parts
-                result.finish = delta.finish
-                result.stop_reason = delta.stop_reason
+        await self.follow(lambda index, delta: results[index].add(delta))
         return results
 
     def close(self) -> None:
         """Abort what still runs and record how each choice ended. Idempotent."""
+        self._take = None
         if self._watcher is not None:
             self._watcher.cancel()
         if self._timer is not None:
@@ -195,6 +201,38 @@ class Generation:
     def timings(self) -> Timings:
         """How long it took so far."""
         return timings_of(Phases.of(self._flight.lanes), usage_of(self.jobs, self._samples))
+
+    def _take_all(self) -> None:
+        for index in range(len(self._streams)):
+            self._on_news(index)
+
+    def _on_news(self, index: int) -> None:
+        """A stream has something to take."""
+        stream, choice = self._streams[index], self.jobs[index].choice
+        try:
+            while self._take is not None and not self._held and (event := stream.take()):
+                if choice.finish is not None:
+                    return  # by a stop string that the engine had not heard of
+                delta = self._feed(index, event)
+                if delta.finish is not None:
+                    self._remaining -= 1
+                    stream.cancel()
+                self._take(index, delta)
+                if not self._remaining:
+                    self._end(None)
+        except Exception as error:
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        """Nobody follows any more."""
+        self._take = None
+        assert self._ended is not None
+        if self._ended.done():
+            return  # cancelled
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
 
     def _feed(self, index: int, event: TokenEvent) -> Delta:
         """Give a choice its event, and count."""
@@ -271,38 +309,6 @@ class Generation:
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._held = False
         for stream in self._streams:
             stream.cancel()
-
-
-async def _merge(streams: list[RequestStream]) -> AsyncGenerator[tuple[int, TokenEvent]]:
-    """Events of all streams as they come, with their stream's index; few wait at any time."""
-    if len(streams) == 1:
-        async for event in streams[0]:
-            yield 0, event
-        return
-    queue: asyncio.Queue[tuple[int, TokenEvent | EngineDeadError | None]]
-    queue = asyncio.Queue(maxsize=len(streams))
-
-    async def pump(index: int, stream: RequestStream) -> None:
-        try:
-            async for event in stream:
-                await queue.put((index, event))
-            await queue.put((index, None))
-        except EngineDeadError as error:
-            await queue.put((index, error))
-
-    tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
-    remaining = len(tasks)
-    try:
-        while remaining:
-            index, item = await queue.get()
-            if isinstance(item, EngineDeadError):
-                raise item
-            if item is None:
-                remaining -= 1
-            else:
-                yield index, item
-    finally:
-        for task in tasks:
-            task.cancel()

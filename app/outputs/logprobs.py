@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import msgspec
 
@@ -57,7 +57,7 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 def chat_logprobs(
-    entries: list[Entry],
+    entries: Sequence[Entry],
     tokenizer: Tokenizer,
     count: int,
     *,
@@ -84,7 +84,7 @@ def chat_logprobs(
 
 
 def completion_logprobs(
-    entries: list[Entry], tokenizer: Tokenizer, *, as_ids: bool = False
+    entries: Sequence[Entry], tokenizer: Tokenizer, *, as_ids: bool = False
 ) -> CompletionLogprobs:
     """The `logprobs` object of a completion choice. The sampled token is always listed.
 

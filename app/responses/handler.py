@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import aclosing
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -61,30 +60,25 @@ class ResponsesHandler:
 
     async def run(self, generation: Generation) -> bytes:
         """The whole response as JSON."""
-        finish = None
-        async with aclosing(generation.deltas()) as deltas:
-            async for _, delta in deltas:
-                deque(self._events(delta), maxlen=0)
-                finish = delta.finish or finish
-        deque(self._output.finish(_status(finish)), maxlen=0)
-        await self._complete(_status(finish))
+        await generation.follow(lambda _, delta: deque(self._events(delta), maxlen=0))
+        deque(self._output.finish(self._status), maxlen=0)
+        await self._complete()
         return msgspec.json.encode(self._response)
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
+    def stream(self, generation: Generation) -> ResponsesHandler:
+        """Itself."""
+        return self
+
+    def piece(self, index: int, delta: Delta) -> bytes:
         """Events. The first ones come with the first token: what fails before is an HTTP error."""
-        finish = None
-        async with aclosing(generation.deltas()) as deltas:
-            async for _, delta in deltas:
-                piece = b""
-                if not self._sequence:
-                    piece = self._state("created") + self._state("in_progress")
-                piece += self._write(self._events(delta))
-                finish = delta.finish or finish
-                if piece:
-                    yield piece
-        piece = self._write(self._output.finish(_status(finish)))
-        await self._complete(_status(finish))
-        yield piece + self._state(_status(finish))
+        begin = b"" if self._sequence else self._state("created") + self._state("in_progress")
+        return begin + self._write(self._events(delta))
+
+    async def last(self) -> bytes:
+        """The events that end the output and the response."""
+        piece = self._write(self._output.finish(self._status))
+        await self._complete()
+        return piece + self._state(self._status)
 
     @property
     def ending(self) -> StreamEnd:
@@ -104,9 +98,14 @@ class ResponsesHandler:
             yield from self._output.feed(part, logprobs if is_text else [])
             logprobs = [] if is_text else logprobs
 
-    async def _complete(self, status: str) -> None:
+    @property
+    def _status(self) -> str:
+        """How the response ends."""
+        return "incomplete" if self.jobs[0].choice.finish == "length" else "completed"
+
+    async def _complete(self) -> None:
         response = self._response
-        response.status = status
+        status = response.status = self._status
         response.completed_at = int(time.time())
         response.output = self._output.items
         if status == "incomplete":
@@ -142,7 +141,3 @@ class ResponsesHandler:
             hidden=self.turn.hidden_tokens,
             as_ids=fields.return_tokens_as_token_ids,
         ).content
-
-
-def _status(finish: str | None) -> str:
-    return "incomplete" if finish == "length" else "completed"

@@ -115,8 +115,8 @@ class Metrics(Collector):
         self._ttft.observe(seconds)
 
     def later_tokens(self, seconds: float, count: int) -> None:
-        """A sequence has `count` more, so long after its last one."""
-        self._itl.observe(seconds / count, count)
+        """So many tokens came, each so long after the one before."""
+        self._itl.observe(seconds, count)
 
     def lane_ended(self, lane: Lane, tokens: int) -> None:
         """The answer of a sequence is over, after so many tokens that the client got."""

@@ -1,12 +1,13 @@
 """The front end's asyncio handle on the engine: submit requests, read streams, survive crashes.
 
-A step's events arrive as one message and wake each stream once. When the engine dies, every open
-request goes to the next with the tokens that its stream has been given already, so that a stream
-only sees a pause (see `supervised`).
+A step's events arrive as one message, upon which each stream's reader is called once; no task is
+woken. When the engine dies, every open request goes to the next with the tokens that its stream
+has been given already, so that a stream only sees a pause (see `supervised`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from batching.core.types import FinishReason, Request, TokenEvent
@@ -36,6 +37,7 @@ class EngineClient(SupervisedClient[OpenRequest, Capabilities]):
     ) -> None:
         super().__init__(settings, child_module)
         self._on_step = on_step
+        self._news: list[RequestStream] = []  # whose readers are to be told
 
     async def start(self, on_progress: Callable[[Progress], None] | None = None) -> Capabilities:
         """Launch the child and wait until it serves. Raises `EngineStartError`.
@@ -62,6 +64,8 @@ class EngineClient(SupervisedClient[OpenRequest, Capabilities]):
             return
         self.stats = self._sum_totals(message.stats)
         news = []
+        if message.events and not self._news:
+            asyncio.get_running_loop().call_soon(self._tell)
         for event in message.events:
             request = self._open.get(event.id)
             if request is None:
@@ -69,13 +73,20 @@ class EngineClient(SupervisedClient[OpenRequest, Capabilities]):
                 continue
             event = request.take(event)
             news.append(event)
+            request.stream.add(event)
+            self._news.append(request.stream)
             if event.finish is not None:
                 self._forget(request)
             elif request.deaths and self._quarantine.acquit(request):
                 self._schedule_flush()
-            request.stream.push(event)
         if self._on_step is not None:
             self._on_step(StepOutput(news, self.stats, message.step))
+
+    def _tell(self) -> None:
+        """Call the readers: what several messages brought in one read has merged."""
+        streams, self._news = self._news, []
+        for stream in streams:
+            stream.on_news()
 
     def _condemn(self, request: OpenRequest, error: str) -> None:
         request.stream.push(TokenEvent(request.id, finish=FinishReason.ERROR, error=error))

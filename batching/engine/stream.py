@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from batching.core.types import FinishReason, Request, TokenEvent
@@ -17,36 +16,29 @@ class EngineDeadError(RuntimeError):
 
 
 class RequestStream:
-    """One request's events: an async iterator with one slot.
+    """One request's events, in one slot.
 
-    If the reader is slow, events merge (tokens and logprobs are concatenated), so that a stream
-    holds at most one event and never delays another.
+    Until the reader takes them events merge (tokens and logprobs are concatenated), so that a
+    stream holds at most one event and never delays another. `on_news`, which the reader sets, is
+    called when there is something to take. No task is woken for it; it must not raise.
     """
 
     def __init__(self, request: Request, abort: Callable[[str], None]) -> None:
         self.request = request
+        self.on_news: Callable[[], None] = lambda: None
         self._abort = abort
         self._pending: TokenEvent | None = None
-        self._waiter: asyncio.Future[None] | None = None
         self._finished = False  # the last event was pushed
         self._error: Exception | None = None
 
-    def __aiter__(self) -> RequestStream:
-        return self
+    def take(self) -> TokenEvent | None:
+        """What came since the last call; the last has `finish` set. Raises `EngineDeadError`.
 
-    async def __anext__(self) -> TokenEvent:
-        """The next event; the last has `finish` set. Raises `EngineDeadError`."""
-        while self._pending is None:
-            if self._error is not None:
-                raise self._error
-            if self._finished:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+        After an event there may be an error: take until there is nothing.
+        """
         event, self._pending = self._pending, None
+        if event is None and self._error is not None:
+            raise self._error
         return event
 
     def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
@@ -56,20 +48,21 @@ class RequestStream:
             self._abort(self.request.id)
 
     def push(self, event: TokenEvent) -> None:
-        """Add an event (the client's side)."""
+        """Add an event and tell the reader (the client's side)."""
+        self.add(event)
+        self.on_news()
+
+    def add(self, event: TokenEvent) -> None:
+        """Add an event; who does so must call `on_news` soon (the client's side)."""
         self._pending = event if self._pending is None else _merge(self._pending, event)
-        self._finished = self._finished or event.finish is not None
-        self._wake()
+        if event.finish is not None:
+            self._finished = True
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error (the client's side)."""
         self._error = error
         self._finished = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self.on_news()
 
 
 def _merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:

@@ -139,9 +139,9 @@ class FakeEngine:
             return
         if event.finish is not None:
             del self._streams[event.id]
-        stream.push(event)
         if self.on_step is not None:
             self.on_step(StepOutput([event], self.stats))
+        stream.push(event)
 
 
 def derived_tokens(vocab_size: int) -> Script:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
 
 import anthropic
 import openai
 import pytest
-from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from app.http import sse
@@ -105,21 +103,21 @@ async def test_who_leaves_then_is_forgotten(server: Server) -> None:
 
 
 async def test_what_fails_to_end_is_closed_all_the_same() -> None:
-    async def pieces() -> AsyncGenerator[bytes]:
-        try:
-            yield b"data: 1\n\n"
-            yield b"data: 2\n\n"
-        finally:
-            raise RuntimeError("at the end")
+    async def source(stream: sse.EventStream) -> bytes:
+        stream.write(b"data: 1\n\n")
+        await asyncio.sleep(0)
+        raise RuntimeError("at the end")
+
+    sent: list[Message] = []
 
     async def send(message: Message) -> None:
-        raise ClientDisconnect
+        sent.append(message)
 
     async def receive() -> Message:
         return {}
 
     closed: list[bool] = []
-    stream = sse.EventStream(pieces(), lambda: closed.append(True), sse.OPENAI_END)
+    stream = sse.EventStream(source, lambda: closed.append(True), sse.OPENAI_END)
     with pytest.raises(RuntimeError, match="at the end"):
         await stream({"type": "http"}, receive, send)
     assert closed == [True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 from batching.core.types import Request, SamplingParams, TokenEvent
 from batching.engine.client import EngineClient, RequestStream
@@ -14,10 +14,24 @@ def request(name: str, prompt: list[int], max_tokens: int) -> Request:
     return Request(name, prompt, SamplingParams(max_tokens=max_tokens), time.monotonic())
 
 
+async def events(stream: RequestStream) -> AsyncGenerator[TokenEvent]:
+    """A stream's events as they come; neighbours may have merged."""
+    news = asyncio.Event()
+    stream.on_news = news.set
+    while True:
+        if (event := stream.take()) is None:
+            await news.wait()
+            news.clear()
+            continue
+        yield event
+        if event.finish is not None:
+            return
+
+
 async def collect(stream: RequestStream) -> tuple[list[int], TokenEvent]:
     """All tokens and the last event."""
     tokens: list[int] = []
-    async for event in stream:
+    async for event in events(stream):
         tokens += event.tokens
     return tokens, event
 

@@ -14,7 +14,7 @@ from batching.core.types import FinishReason, Request, SamplingParams
 from batching.engine.client import EngineClient, EngineDeadError, EngineStartError
 from batching.worker.simulated import simulated_token
 from config.settings import EngineSettings
-from tests.engine.requests import collect, request, until_idle
+from tests.engine.requests import collect, events, request, until_idle
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ async def test_cancel_ends_the_stream_and_frees_everything(settings: EngineSetti
     engine = EngineClient(settings.model_copy(update=endless))
     await engine.start()
     stream = engine.submit(request("gone", [1, 2, 3], 999_000))
-    first = await anext(stream)
+    first = await anext(events(stream))
     assert first.tokens
     stream.cancel()
     stream.cancel()
-    remaining = [event async for event in stream]
+    remaining = [event async for event in events(stream)]
     assert remaining[-1].finish is FinishReason.ABORT
     await until_idle(engine)
     await engine.close()
@@ -82,10 +82,9 @@ async def test_an_unservable_request_fails_alone(engine: EngineClient) -> None:
 async def test_slow_reader_gets_one_merged_event(engine: EngineClient) -> None:
     stream = engine.submit(request("slow", [9], 30))
     await until_idle(engine)
-    events = [event async for event in stream]
-    assert len(events) == 1
-    assert len(events[0].tokens) == 30
-    assert events[0].cached_tokens == 0
+    (event,) = [event async for event in events(stream)]
+    assert len(event.tokens) == 30
+    assert event.cached_tokens == 0
 
 
 async def test_a_bad_model_folder_is_a_clear_start_error(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from batching.engine.client import EngineClient, EngineDeadError, EngineStartErr
 from batching.engine.messages import StepOutput
 from config.settings import EngineSettings
 from tests.engine.faulty_child import Fault
-from tests.engine.requests import collect, request, until, until_idle
+from tests.engine.requests import collect, events, request, until, until_idle
 
 TOKENS = 80
 
@@ -60,7 +60,7 @@ def scored_request(i: int) -> Request:
 async def collect_all(stream: RequestStream) -> TokenEvent:
     """Every event of a stream as one."""
     whole, cached = TokenEvent(stream.request.id), []
-    async for event in stream:
+    async for event in events(stream):
         whole = msgspec.structs.replace(
             event,
             tokens=whole.tokens + event.tokens,
@@ -113,7 +113,7 @@ async def test_what_happens_while_the_engine_is_down_is_honoured(start: Start) -
     engine = await start()
     aborted = engine.submit(request("aborted", [1], 200))
     kept = engine.submit(request("kept", [2], 50))
-    await anext(aborted)
+    await anext(events(aborted))
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     await until(lambda: not engine.alive, "nobody noticed")
@@ -213,7 +213,7 @@ async def test_poisonous_requests_in_a_row_do_not_use_up_the_restarts(
 async def test_an_engine_that_keeps_dying_is_given_up(start: Start) -> None:
     engine = await start(restart_limit=1)
     stream = engine.submit(request("open", [1], 200))
-    await anext(stream)
+    await anext(events(stream))
     for _ in range(2):
         await until(lambda: engine.alive, "no engine")
         assert engine.pid is not None
@@ -231,7 +231,7 @@ async def test_a_restart_that_fails_is_tried_again(start: Start, settings: Engin
     content = config.read_text()
     config.unlink()
     stream = engine.submit(request("open", [1], 60))
-    await anext(stream)
+    await anext(events(stream))
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     await until(lambda: "config.json" in (engine.failure or ""), "no failed restart")
@@ -261,7 +261,7 @@ async def test_a_launch_that_lacks_descriptors_is_tried_again(
     monkeypatch.setattr(socket, "socketpair", noted_pair)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", fails_once)
     stream = engine.submit(request("open", [1], 60))
-    await anext(stream)
+    await anext(events(stream))
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     _, last = await collect(stream)
@@ -289,7 +289,7 @@ async def test_a_later_engine_has_as_many_blocks_whatever_is_free(
     config.write_text(json.dumps({**content, "free_blocks": 12}))
     engine = await start(num_blocks=None)
     stream = engine.submit(request("open", [1], 150))
-    await anext(stream)
+    await anext(events(stream))
     config.write_text(json.dumps({**content, "free_blocks": 4}))
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
