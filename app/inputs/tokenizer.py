@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import utf_8_decode
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +36,10 @@ class Tokenizer:
         backend.no_padding()
         self.backend = backend
         self.vocab_size = backend.get_vocab_size()
-        self._is_byte_level = "ByteLevel" in _decoder_types(backend)
+        decoders = _decoder_types(backend)
+        self._is_byte_level = "ByteLevel" in decoders
+        # A text is the bytes of its tokens, one after another: true of most models of today.
+        self.is_plain_bytes = decoders == {"ByteLevel"}
         added = backend.get_added_tokens_decoder()
         self._added = {i: token.content for i, token in added.items()}
         self.special_tokens = {i: token.content for i, token in added.items() if token.special}
@@ -87,6 +91,17 @@ class Tokenizer:
             return bytes.fromhex(byte[1])
         return piece.replace("\u2581", " ").encode()
 
+    @lru_cache(maxsize=1 << 16)  # noqa: B019 (as above)
+    def written_bytes(self, token: int, skip_special_tokens: bool) -> bytes:
+        """What `decode` writes for a token, of a tokenizer that `is_plain_bytes`."""
+        if skip_special_tokens and token in self.special_tokens:
+            return b""
+        piece = self.token_name(token)
+        try:
+            return b"".join(_BYTE_OF_CHAR[c] for c in piece)
+        except KeyError:  # a name in plain text
+            return piece.encode()
+
     def token_name(self, token: int) -> str:
         """How the vocabulary spells a token; "" if it is not in there."""
         return self.backend.id_to_token(token) or ""
@@ -106,12 +121,23 @@ class TextDecoder:
         self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool
     ) -> None:
         self._backend = tokenizer.backend
+        self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._stream = DecodeStream(_context(tokenizer, prompt), skip_special_tokens)
-        self._held: list[int] = []  # tokens since the last text
+        self._half = b""  # of a character, if a text is the bytes of its tokens
+        self._held: list[int] = []  # tokens since the last text, otherwise
+        if tokenizer.is_plain_bytes:
+            TextDecoder.feed(self, prompt[-_CONTEXT_TOKENS:])
+        else:
+            self._stream = DecodeStream(_context(tokenizer, prompt), skip_special_tokens)
 
     def feed(self, tokens: Sequence[int]) -> str:
         """The text that `tokens` complete; often "" inside a character."""
+        if self._tokenizer.is_plain_bytes:
+            written, skip = self._tokenizer.written_bytes, self._skip
+            data = self._half + b"".join([written(token, skip) for token in tokens])
+            whole, used = utf_8_decode(data, "replace", False)
+            self._half = data[used:]
+            return whole
         if not tokens:
             return ""
         try:
