@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[bool, dict[str, str]]] = {
     "fused, int4 weights": (True, {"quantization": "int4"}),
     "fused, fp8 keys and values": (True, {"kv_cache_dtype": "fp8"}),
 }
+KV_CACHE_GIB = 8.0
 ROWS = (1, 16, 128, 256)  # of logits over M's vocabulary
 VOCABULARY = 151_936
 
@@ -63,7 +64,7 @@ def worker_of(options: argparse.Namespace, *, is_fused: bool, **settings: Any) -
                 dtype="bfloat16",
                 max_model_len=4096,
                 max_sequences=max(options.sequences),
-                kv_cache_gib=8,
+                kv_cache_gib=KV_CACHE_GIB,
                 **settings,
             )
         )
