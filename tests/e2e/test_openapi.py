@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess, running
 
-SECONDS = 40
+SECONDS = 20
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import torch
 
 from batching.worker.attention import LayerSpec
 from batching.worker.cpu import build
-from batching.worker.cpu.attention import SOURCE, CpuAttention
+from batching.worker.cpu.attention import CpuAttention
+from tests.worker.builds import EMULATED_AMX, QUICK
 from tests.worker.paged_case import Case, spec_of
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -204,7 +205,7 @@ def test_other_instruction_sets(target: str, tmp_path: Path) -> None:
     needed = {"x86-64": {"sse2"}, "x86-64-v3": {"avx2", "fma"}, "x86-64-v4": {"avx512vl"}}[target]
     if not needed <= flags:
         pytest.skip(f"this CPU lacks {needed - flags}")
-    backend = CpuAttention(torch.device("cpu"), tmp_path, (f"-march={target}",))
+    backend = CpuAttention(torch.device("cpu"), tmp_path, (f"-march={target}", QUICK))
     for dtype in DTYPES:
         spec = spec_of(6, 2, 80, softcap=5.0, sinks=torch.ones(6), window=400)
         case = Case(spec, RAGGED, dtype=dtype)
@@ -215,8 +216,7 @@ def test_other_instruction_sets(target: str, tmp_path: Path) -> None:
 def test_tile_instructions_are_used_right(head_dim: int, tmp_path_factory: Any) -> None:
     """With the tile instructions spelled out in C++, since few machines have them."""
     cache = tmp_path_factory.getbasetemp() / "emulated"
-    target = (*build.NATIVE, "-DSLIPSTREAM_EMULATE_AMX")
-    emulated = CpuAttention(torch.device("cpu"), cache, target)
+    emulated = CpuAttention(torch.device("cpu"), cache, EMULATED_AMX)
     for group in (1, 3, 16):
         spec = spec_of(2 * group, 2, head_dim, window=400)
         check(Case(spec, RAGGED, 32, torch.bfloat16), emulated)
@@ -281,16 +281,18 @@ def test_one_openmp_runtime_in_the_process(backend: CpuAttention) -> None:
 
 
 def test_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build.load_library(SOURCE, tmp_path)
+    source, cache = tmp_path / "small.cpp", tmp_path / "cache"
+    source.write_text('extern "C" int f() { return 1; }')
+    build.load_library(source, cache)
 
     def fail(*_: object) -> None:
         raise AssertionError("built again")
 
     monkeypatch.setattr(build, "_build", fail)
-    build.load_library(SOURCE, tmp_path)
+    assert build.load_library(source, cache).f() == 1
     with pytest.raises(AssertionError, match="built again"):
-        build.load_library(SOURCE, tmp_path, ("-march=native", "-DOTHER"))
-    assert len(list(tmp_path.glob("*.so"))) == 1
+        build.load_library(source, cache, ("-march=native", "-DOTHER"))
+    assert len(list(cache.glob("*.so"))) == 1
 
 
 def test_without_a_compiler_the_reason_is_given(

@@ -15,11 +15,12 @@ import torch
 from batching.worker import llama_shape
 from batching.worker.cpu import decoder
 from batching.worker.cpu.attention import SOURCE
-from batching.worker.cpu.build import NATIVE, load_library
+from batching.worker.cpu.build import load_library
 from batching.worker.cpu.linear import PANEL, PackedLinear, pack, quantize
 from batching.worker.protocol import WorkerConfig
 from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
+from tests.worker.builds import EMULATED_AMX
 from tests.worker.harness import Harness, Outcome, request
 
 WIDE = [name for name in tiny_models.ARCHITECTURES if name.endswith("_wide")]
@@ -144,9 +145,10 @@ def test_quantized_weights_err_by_at_most_half_a_step() -> None:
     assert integers[3].eq(0).all()
 
 
-def test_tile_instructions_are_used_right(tmp_path: Path) -> None:
+def test_tile_instructions_are_used_right(tmp_path_factory: pytest.TempPathFactory) -> None:
     """With the tile instructions spelled out in C++, since few machines have them."""
-    emulated = load_library(SOURCE, tmp_path, (*NATIVE, "-DSLIPSTREAM_EMULATE_AMX"))
+    cache = tmp_path_factory.getbasetemp() / "emulated"
+    emulated = load_library(SOURCE, cache, EMULATED_AMX)
     assert emulated.slipstream_self_check() == 0
     torch.manual_seed(0)
     for int8 in (False, True):
