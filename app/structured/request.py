@@ -10,6 +10,7 @@ import msgspec
 from app.http.errors import ApiError
 from app.schemas.common import GenerationFields, StructuredOutputs
 from app.structured.expressions import translate
+from app.structured.free_values import free_values
 from app.structured.schema import has_free_keys, prepare_schema
 from batching.core.types import Grammar
 
@@ -47,7 +48,9 @@ def schema_grammar(schema: Any, param: str) -> Grammar:
     """The grammar of a JSON schema's values. Raises `ApiError` naming the place in `param`."""
     prepared = prepare_schema(schema, param)
     source = _encode({"grammars": [{"json_schema": prepared}]})
-    return Grammar(source, free_keys=has_free_keys(prepared), has_json=True)
+    free_keys = has_free_keys(prepared)
+    values = None if free_keys else free_values(prepared)
+    return Grammar(source, free_keys=free_keys, has_json=True, free_values=values)
 
 
 def _asked(fields: GenerationFields) -> dict[str, tuple[str, Any]]:

@@ -16,11 +16,11 @@ Resolve = Callable[[Any], Any]
 
 _MAX_UNIQUE = 5  # values whose subsets are written out
 _MOST = 64  # choices of keys that are
-_ANNOTATIONS = frozenset({
+ANNOTATIONS = frozenset({
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$comment", "$id", "$anchor", "$defs", "definitions",
 })  # fmt: skip
-_OBJECT = frozenset({"type", "properties", "required"}) | _ANNOTATIONS
+_OBJECT = frozenset({"type", "properties", "required"}) | ANNOTATIONS
 
 
 def old_keywords(node: Schema) -> None:
@@ -144,7 +144,7 @@ def property_names(node: Schema) -> str | None:
         return None
     if "properties" in node or "patternProperties" in node or not isinstance(names, dict):
         return "propertyNames is only supported without properties and patternProperties"
-    constraints = set(names) - _ANNOTATIONS - {"type"}
+    constraints = set(names) - ANNOTATIONS - {"type"}
     values = node.pop("additionalProperties", True)
     node["additionalProperties"] = False
     if constraints == {"enum"} and all(isinstance(name, str) for name in names["enum"]):
@@ -201,7 +201,7 @@ def merge_all_of(node: Schema, resolve: Resolve) -> None:
     """
     if "allOf" not in node:
         return
-    if set(node) - _ANNOTATIONS == {"allOf"} and len(node["allOf"]) == 1:
+    if set(node) - ANNOTATIONS == {"allOf"} and len(node["allOf"]) == 1:
         (part,) = node["allOf"]
         if isinstance(part, dict) and not set(part) & set(node):
             del node["allOf"]

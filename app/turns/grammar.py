@@ -44,6 +44,8 @@ def turn_grammar(
     source = writer.turn(use, prompt, None if asked is None else asked.grammar.source)
     if source is None:
         return None
+    if asked is not None and source == asked.grammar.source:
+        return asked
     param = "tools" if asked is None or use.forced else asked.param
     free_keys, has_json = writer.free_keys, True
     if asked is not None and not use.forced:

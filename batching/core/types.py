@@ -36,6 +36,9 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     free_keys: bool = False  # it has JSON with keys that no schema names: none may come twice
     has_json: bool = False  # numbers in it are to end, though no schema bounds their digits
     json_after: tuple[str, ...] = ("",)  # the texts that JSON may follow; "": the beginning
+    # Keys whose values, wherever they come, may be any string or number: what one is does not
+    # change what may follow. None: it is no JSON schema, or it cannot be told.
+    free_values: tuple[str, ...] | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -14,6 +14,8 @@ MOST_DIGITS = 18  # before the point
 MOST_DECIMALS = 17
 MOST_EXPONENT = 2
 _TAIL = 48  # bytes, and tokens: more than a number has
+_FEW = 4  # tokens: most numbers are short
+_OF_NUMBERS = b"0123456789.eE+-"
 # The text's end, where it is a number so far. Digits that follow a quote are a string's.
 _NUMBER = re.compile(rb"[\s:,\[]-?([0-9]*)(\.[0-9]*)?(?:[eE][+-]?([0-9]*))?\Z")
 _IN_NUMBERS = frozenset(b"0123456789.eE,]} \n\r\t")  # what may follow a digit of a number
@@ -58,19 +60,21 @@ class NumberTokens:
 class ShortNumbers:
     """Follows a text that has JSON in it, and knows how many digits may come next."""
 
-    def __init__(self, tokens: NumberTokens) -> None:
-        self._tokens = tokens
-        self._digits, self._pieces = tokens.digits, tokens.pieces
-        self._said: list[int] = []
-
-    def accept(self, token: int) -> None:
-        """Read a generated token."""
-        self._said.append(token)
+    def __init__(self, tokens: NumberTokens, said: list[int]) -> None:
+        """`said` are the text's tokens so far, always."""
+        self._tokens, self._pieces = tokens, tokens.pieces
+        self._said = said
+        self.digits = tokens.digits
 
     def doubts(self, token: int) -> bool:
-        """Whether the token makes a number too long, if it is one."""
-        count = self._digits[token]
-        return count > 0 and count > self._room()
+        """Whether a token that begins with digits makes a number too long, if it is one."""
+        recent = b"".join([self._pieces[said] for said in self._said[-_FEW:]])
+        before = recent.rstrip(_OF_NUMBERS)
+        if before or len(self._said) <= _FEW:  # the number begins here
+            length = len(recent) - len(before) + self.digits[token]
+            if length <= 2 + MOST_EXPONENT:  # such as 1e99
+                return False
+        return self.digits[token] > self._room()
 
     def restrict(self, row: np.ndarray) -> None:
         """Ban the tokens (a bit each, int32 words) that make a number too long."""

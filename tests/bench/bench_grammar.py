@@ -4,7 +4,7 @@ Compares llguidance, xgrammar (where it is installed) and llguidance behind our 
 on the schemas of `tests/structured/corpus.py`: how many are kept by adversaries instead of a model,
 the time to compile and to make a mask, and what becomes of explosive schemas. A schema that takes
 more than 20 seconds or 6 GiB is counted as hung. Then measures steps of 16 sequences with and
-without a grammar on the built-in model (`--overhead` does only that).
+without a grammar on the built-in model, in the worker and served (`--overhead` does only that).
 
 `--tokenizer FOLDER` adds a model folder's tokenizer to the built-in one.
 """
@@ -12,12 +12,14 @@ without a grammar on the built-in model (`--overhead` does only that).
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import resource
 import select
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -29,6 +31,7 @@ import numpy as np
 from app.inputs.tokenizer import Tokenizer
 from batching.core.types import Grammar, SamplingParams, SequencePlan, SlotInit, StepPlan
 from batching.worker.grammar import Grammars
+from tests.e2e.server_process import ServerProcess, running
 from tests.structured.corpus import EXPLOSIVE, corpus
 from tests.structured.drive import Driver, Follower
 from tests.structured.validity import fault
@@ -213,11 +216,28 @@ def spread(values: np.ndarray, *percentiles: int) -> str:
     return " / ".join(f"{part:.1f}" for part in parts)
 
 
+JSON = {"content-type": "application/json"}
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo")
 ASK = (
     "<|im_start|>user\n{}, {}, works as a baker in Paris. Extract the name, age, job and city as "
     "JSON.<|im_end|>\n<|im_start|>assistant\n"
 )
+
+
+def person(**limits: Any) -> dict[str, Any]:
+    """The schema of the answers, with limits of its strings."""
+    keys = {name: {"type": "string", **limits} for name in ("name", "age", "job", "city")}
+    keys["age"] = {"type": "integer"}
+    return {"type": "object", "properties": keys, "required": list(keys)}
+
+
+PERSON = person()
+
+
+def questions(count: int, turn: int = 0) -> list[str]:
+    """Others each turn, for some five hundred."""
+    numbers = range(turn * count, turn * count + count)
+    return [ASK.format(NAMES[i % len(NAMES)], 20 + i % 67) for i in numbers]
 
 
 def overhead(sequences: int = 16, steps: int = 20, rounds: int = 40) -> None:
@@ -231,22 +251,28 @@ def overhead(sequences: int = 16, steps: int = 20, rounds: int = 40) -> None:
 
     worker = TorchWorker(WorkerConfig(BUILTIN, max_sequences=sequences, num_blocks=sequences * 4))
     tokenizer = Tokenizer.load(Path(BUILTIN))
-    texts = [ASK.format(NAMES[i % len(NAMES)], 20 + i) for i in range(sequences)]
-    asked = [tokenizer.encode(text, add_special_tokens=False, limit=1000) for text in texts]
-    strange = [[300 + i] * 40 for i in range(sequences)]
-    keys = {"name": {"type": "string"}, "age": {"type": "integer"}}
-    keys |= {"job": {"type": "string"}, "city": {"type": "string"}}
-    item = {"type": "object", "properties": keys, "required": list(keys)}
-    one = schema_grammar(item, "schema")
-    many = schema_grammar({"type": "array", "items": item, "minItems": 1000}, "schema")
-    for what, prompts, grammar in (("follows", asked, one), ("differs", strange, many)):
+
+    def asked(turn: int) -> list[list[int]]:
+        texts = questions(sequences, turn)
+        return [tokenizer.encode(text, add_special_tokens=False, limit=1000) for text in texts]
+
+    def strange(turn: int) -> list[list[int]]:
+        return [[300 + i] * 40 for i in range(sequences)]
+
+    one, bounded = schema_grammar(PERSON, "schema"), schema_grammar(person(maxLength=40), "schema")
+    many = schema_grammar({"type": "array", "items": PERSON, "minItems": 1000}, "schema")
+    for what, prompts, grammar in (
+        ("follows", asked, one),
+        ("follows, all strings bounded", asked, bounded),
+        ("differs", strange, many),
+    ):
         for how, temperature in (("greedy", 0.0), ("sampled", 0.7)):
             pairs = [
                 (
-                    decode(worker, prompts, None, temperature, steps),
-                    decode(worker, prompts, grammar, temperature, steps),
+                    decode(worker, prompts(turn), None, temperature, steps),
+                    decode(worker, prompts(turn), grammar, temperature, steps),
                 )
-                for _ in range(rounds)
+                for turn in range(rounds)
             ]
             free, kept = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
             ratio = statistics.median(b / a for a, b in pairs) - 1
@@ -278,6 +304,40 @@ def decode(
     return statistics.median(times)
 
 
+def served(sequences: int = 16, rounds: int = 60) -> None:
+    """Requests of as many prompts to the real server with and without a grammar, in turns.
+
+    Compared are those whose texts are the same, so that they took as many steps.
+    """
+    server = ServerProcess(Path(tempfile.mkdtemp(), "log"))
+    with running(server):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+
+        def ask(turn: int, temperature: float, **fields: Any) -> tuple[float, list[str], float]:
+            prompts = questions(sequences, turn)
+            body = {"model": "slipstream-tiny", "prompt": prompts, "max_tokens": 60, "seed": 1}
+            text = json.dumps({**body, "temperature": temperature, **fields})
+            began = time.perf_counter()
+            connection.request("POST", "/v1/completions", text, JSON)
+            answer = json.loads(connection.getresponse().read())
+            seconds = time.perf_counter() - began
+            steps = answer["usage"]["completion_tokens"] / sequences
+            return seconds, [choice["text"] for choice in answer["choices"]], steps
+
+        for how, temperature in (("greedy", 0.0), ("sampled", 0.7)):
+            pairs = []
+            for turn in range(rounds):
+                ask(turn, temperature)  # the prompts are in the prefix cache for both that follow
+                free, texts, steps = ask(turn, temperature)
+                kept, others, _ = ask(turn, temperature, guided_json=PERSON)
+                if turn and texts == others:
+                    pairs.append((free / steps, kept / steps))
+            free, kept = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+            ratio = statistics.median(b / a for a, b in pairs) - 1
+            print(f"served, {how}: {free:.3f} ms a step of {sequences}, {kept:.3f} ms with a "
+                  f"grammar: {ratio:+.1%} ({len(pairs)} rounds)")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", action="append", default=[], metavar="FOLDER")
@@ -292,6 +352,7 @@ def main() -> None:
         for folder in (BUILTIN, *arguments.tokenizer):
             compare(folder)
     overhead()
+    served()
 
 
 if __name__ == "__main__":

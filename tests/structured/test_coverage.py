@@ -85,23 +85,96 @@ def test_a_model_in_love_with_a_digit_comes_to_an_end(
     assert all(math.isfinite(float(number)) for number in re.findall(r"-?\d[\d.eE+-]*", text))
 
 
-@pytest.mark.parametrize("name", list(CORPUS)[::6])
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer"},
+        "height": {"type": ["number", "null"]},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "kind": {"enum": ["one", "other"]},
+        "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+    },
+    "required": ["name", "age", "height", "tags", "kind"],
+}
+
+
+@pytest.mark.parametrize("name", [*list(CORPUS)[::6], "person"])
 def test_tokens_are_tried_as_masks_have_them(driver: Driver, name: str) -> None:
-    grammar = msgspec.structs.replace(schema_grammar(CORPUS[name], "schema"), free_keys=False)
-    masked, tried = driver.matcher(grammar), driver.matcher(grammar)
+    schema = PERSON if name == "person" else CORPUS[name]
+    grammar = msgspec.structs.replace(schema_grammar(schema, "schema"), free_keys=False)
+    random_one = random.Random(name)
+    closing = np.array([bool(set(piece) & set(b'",]}')) for piece in driver.pieces])
     row, other = np.zeros((2, -(-VOCAB // 32)), dtype=np.int32)
-    choose = random.Random(name).choice
-    for _ in range(60):
-        assert masked.fill(row)
-        may_come = allowed(row, VOCAB)
-        if may_come.sum() > 1:  # of a text that is forced the mask has one spelling
-            assert not tried.try_accept(choose(np.flatnonzero(may_come == 0).tolist()))
-        token = choose(np.flatnonzero(may_come).tolist())
-        if not tried.try_accept(token):
-            # The length of a number and the end of all is the mask's to know.
-            assert driver.pieces[token][:1].isdigit() or token in ENDS
-            assert tried.fill(other) and (other == row).all()
-            tried.accept(token)
-        masked.accept(token)
-        if token in ENDS:
-            break
+    for _ in range(8):  # what one text has learned helps the next
+        masked, tried = driver.matcher(grammar), driver.matcher(grammar)
+        for step in range(60):
+            assert masked.fill(row)
+            may_come = allowed(row, VOCAB)
+            if may_come.sum() > 1:  # of a text that is forced the mask has one spelling
+                banned = random_one.choice(np.flatnonzero(may_come == 0).tolist())
+                assert not tried.try_accept(banned)
+            if step % 7 == 0:
+                assert tried.fill(other) and (other == row).all()
+            if random_one.random() < 0.4 and (may_come & closing).any():
+                may_come = may_come & closing
+            token = random_one.choice(np.flatnonzero(may_come).tolist())
+            if not tried.try_accept(token):
+                # The length of a number is the mask's to know.
+                assert driver.pieces[token][:1].isdigit()
+                assert tried.fill(other) and (other == row).all()
+                tried.accept(token)
+            masked.accept(token)
+            if token in ENDS:
+                break
+
+
+ONE_PERSON = '{"name": "Anna", "age": 20, "height": 1.75, "tags": ["a", "bc"], "kind": "one"}'
+ANOTHER = '{"name": "\\n 日本", "age": 7, "height": 33.1, "tags": ["", "xyz"], "kind": "one"}'
+
+
+def test_what_texts_have_in_common_is_asked_once(driver: Driver) -> None:
+    grammar = schema_grammar(PERSON, "schema")
+    matcher = driver.matcher(grammar)
+    for token in [*spell(driver, ONE_PERSON), ENDS[0]]:
+        assert matcher.try_accept(token)
+    matcher = driver.matcher(grammar)
+    asked: Any = Asked(matcher.inner)
+    matcher.inner = asked
+    for token in [*spell(driver, ANOTHER), ENDS[0]]:
+        assert matcher.try_accept(token)
+    said = "".join(chr(driver.pieces[token][0]) for token in asked.tokens)
+    assert set(said) <= set("\\n0123456789") | {chr(byte) for byte in "日本".encode()}
+
+
+def test_within_a_free_string_every_plain_token_may_come(driver: Driver) -> None:
+    grammar = schema_grammar(PERSON, "schema")
+    row = np.zeros(-(-VOCAB // 32), dtype=np.int32)
+    for begun in (ONE_PERSON[:10], ONE_PERSON[:13], ONE_PERSON[:54], ONE_PERSON[:59]):
+        matcher = driver.matcher(grammar)
+        for token in spell(driver, begun):
+            assert matcher.try_accept(token)
+        assert matcher._place is not None
+        plain = np.frombuffer(matcher._place.plain, dtype=np.uint8)
+        assert plain.sum() > VOCAB / 2
+        assert matcher.fill(row) and (allowed(row, VOCAB) >= plain).all()
+
+
+class Asked:
+    """A matcher of llguidance's, and the tokens that it was asked about."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.tokens: list[int] = []
+
+    def try_consume_tokens(self, tokens: list[int]) -> int:
+        self.tokens += tokens
+        return int(self._inner.try_consume_tokens(tokens))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def spell(driver: Driver, text: str) -> list[int]:
+    """Tokens of a text: one a byte."""
+    return [driver.pieces.index(bytes([byte])) for byte in text.encode()]
