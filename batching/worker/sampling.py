@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from batching.worker.device import upload
+from batching.worker.device import has_triton, upload
 from batching.worker.noise import UNIFORM_STEPS, gumbel, uniform_bits
 
 FIRST_WIDTH = 32  # candidates looked at first; a nucleus is rarely larger
@@ -146,6 +146,11 @@ def sample_again(
 
 
 def _draw_into(tokens: torch.Tensor, logits: torch.Tensor, draws: Draws) -> None:
+    if has_triton(logits.device):
+        from batching.worker.draw_kernel import draw_into
+
+        draw_into(tokens, logits, draws)
+        return
     for some in row_chunks(len(draws.rows), logits):
         part = draws.select(some)
         tokens[part.rows] = draw(logits[part.rows], part)
@@ -213,7 +218,7 @@ def draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
         return take_noisiest(scaled, draws.keys)
     if scaled.device.type == "cpu":
         return draw_from_largest(scaled, draws, max(FIRST_WIDTH, draws.max_k + 1))
-    # Whether few candidates suffice is not known without waiting for the device: sort all.
+    # Without Triton. Whether few candidates suffice is known to the device alone: sort all.
     width = scaled.shape[1] if draws.top_p is not None else draws.max_k
     threshold = find_threshold(scaled, scaled.topk(width, dim=-1).values, draws)
     return take_noisiest(scaled.masked_fill_(scaled < threshold, -torch.inf), draws.keys)

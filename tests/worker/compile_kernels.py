@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from batching.worker import attention_kernels as kernels
-from batching.worker import fused_kernels, quantized_kernel
+from batching.worker import draw_kernel, fused_kernels, quantized_kernel
 from batching.worker.attention import LayerSpec
 from batching.worker.attention_triton import FLOAT32_TILES, SMALL_TILES, TILES, Tiles, constants
 
@@ -42,7 +42,9 @@ def compile_kernel(
 ) -> Any:
     """The compiled kernel, its pointers aligned as torch's are."""
     pointers = {"tables": "*i32", "work": "*i32", "sinks": "*fp32", "partials": "*fp32",
-                "sums": "*fp32", "slots": "*i64"}  # fmt: skip
+                "sums": "*fp32", "slots": "*i64", "logits": "*fp32", "rows": "*i64", "keys": "*i32",
+                "temperature": "*fp32", "top_k": "*i64", "top_p": "*fp32", "floors": "*fp32",
+                "tokens": "*i64"}  # fmt: skip
     data = ("query", "key", "value", "key_pages", "value_pages", "output", "x", "scales", "lows",
             "weight", "qkv", "cos", "sin", "query_norm", "key_norm", "gate_up")  # fmt: skip
     pointers |= dict.fromkeys(data, f"*{dtype}") | {n: f"*{kind}" for n, kind in stored.items()}
@@ -123,6 +125,12 @@ def compile_fused(target: GPUTarget, pages: str) -> None:
         report(built, f"{target.arch} bf16 {kernel.__name__}", limit=48 << 10)
 
 
+def compile_draws(target: GPUTarget) -> None:
+    given = {"COUNT": 151936, "PIECE": draw_kernel.PIECE}
+    built = compile_kernel(draw_kernel.draw_tokens, target, "fp32", given, draw_kernel.WARPS)
+    report(built, f"{target.arch} draws", limit=48 << 10)
+
+
 def main() -> None:
     for dim in TILES:
         compile_attention(HOPPER, dim, "bf16", TILES[dim])
@@ -142,6 +150,7 @@ def main() -> None:
             compile_kernel(kernels.write_pages, target, "bf16", paged, **pages)
         compile_kernel(kernels.join, target, "bf16", {**sizes, "SINKS": True})
         compile_fused(target, "bf16")
+        compile_draws(target)
     compile_fused(HOPPER, "fp8e4nv")
     for codes in ("i8", "fp8e4nv", "u8"):
         for rows in quantized_kernel.TILES:
