@@ -60,8 +60,6 @@ class ParallelWorker:
         self, config: WorkerConfig, progress: Callable[[str, float], None] = lambda *_: None
     ) -> None:
         size, device = config.tensor_parallel, choose_device(config.device)
-        if config.quantization != "none":
-            raise UnsupportedModelError(f"no {config.quantization} weights with tensor_parallel")
         if device.type != "cpu" and (found := torch.accelerator.device_count()) < size:
             raise UnsupportedModelError(f"tensor_parallel is {size}, and there are {found} devices")
         if device.type == "cpu":

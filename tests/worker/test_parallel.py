@@ -23,10 +23,9 @@ SAMPLED = {"temperature": 1.0, "top_p": 0.9, "frequency_penalty": 0.4, "logprobs
 KINDS: list[dict[str, Any]] = [{}, SAMPLED, {"prompt_logprobs": 1, "logprobs": 0}]
 
 
-def config(folder: Path, size: int) -> WorkerConfig:
-    return WorkerConfig(
-        str(folder), device="cpu", dtype="float32", threads=2, tensor_parallel=size, **LIMITS
-    )
+def config(folder: Path, size: int, **settings: Any) -> WorkerConfig:
+    settings = {**LIMITS, "dtype": "float32", "threads": 2, **settings}
+    return WorkerConfig(str(folder), device="cpu", tensor_parallel=size, **settings)
 
 
 @pytest.fixture(scope="module", params=["qwen3", "mixtral"])
@@ -84,6 +83,29 @@ def test_a_lost_rank_is_an_error_and_leaves_nothing(ranks: ParallelWorker) -> No
     assert not exists(rank._process.pid)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_shares_are_quantized_as_the_whole(kind: str, tmp_path: Path) -> None:
+    # Heads and feed-forward so wide that a rank has whole groups of int4.
+    wide = {"head_dim": 64, "intermediate_size": 256, "attention_bias": True}
+    tiny_models.save("qwen3", tmp_path, **wide)
+    asked = [request(f"r{i}", [7, 9, 77, i], max_tokens=9, logprobs=2) for i in range(3)]
+    # Not by the C++ decoder, which rounds activations too.
+    one = TorchWorker(config(tmp_path, 1, quantization=kind, attention="reference"))
+    expected = Harness(one).run(asked)
+    ranks = ParallelWorker(config(tmp_path, 2, quantization=kind))
+    try:
+        got = Harness(ranks).run(asked)
+        whole, share = one.capabilities(), ranks.capabilities()
+    finally:
+        ranks.close()
+    one.close()
+    for name, outcome in expected.items():
+        assert got[name].tokens == outcome.tokens
+        for entry, wanted in zip(got[name].logprobs, outcome.logprobs, strict=True):
+            assert entry.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+    assert share.weight_bytes < 0.7 * whole.weight_bytes
+
+
 def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     tiny_models.save("llama", tmp_path / "llama")
     with pytest.raises(UnsupportedModelError, match="num_attention_heads, 4, do not divide by"):
@@ -91,3 +113,6 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     tiny_models.save("gpt2", tmp_path / "gpt2")
     with pytest.raises(UnsupportedModelError, match="tp_plan"):
         ParallelWorker(config(tmp_path / "gpt2", 2))
+    tiny_models.save("phi3", tmp_path / "phi3")
+    with pytest.raises(UnsupportedModelError, match="phi3: no fp8 weights with tensor_parallel"):
+        ParallelWorker(config(tmp_path / "phi3", 2, quantization="fp8"))

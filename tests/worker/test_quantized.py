@@ -13,7 +13,6 @@ from torch import nn
 
 from batching.worker import load, quantized
 from batching.worker.device import choose_device
-from batching.worker.parallel import ParallelWorker
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
 from batching.worker.quantized import GROUP, LARGEST, QuantizedLinear, quantize
 from batching.worker.quantized_kernel import multiply
@@ -142,12 +141,6 @@ def test_models_that_would_stay_large_are_refused(
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
         quantize(tiny_models.build(name, **overrides), kind)
-
-
-def test_ranks_have_no_quantized_weights(gemma: Path) -> None:
-    config = WorkerConfig(str(gemma), device="cpu", quantization="fp8", tensor_parallel=2)
-    with pytest.raises(UnsupportedModelError, match="no fp8 weights with tensor_parallel"):
-        ParallelWorker(config)
 
 
 def store(folder: Path, **described: Any) -> Path:
