@@ -38,17 +38,17 @@ class Recorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # one: cuBLAS keeps 32 MiB for each that it has seen
 
     def __call__(self, run: Pass) -> Recording:
         """Raises RuntimeError if the pass waits for the device."""
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 run()  # compiles kernels and sets libraries up, which a recording may not
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self._stream)
         finally:
             torch.cuda.set_sync_debug_mode(before)
         graph = torch.cuda.CUDAGraph()

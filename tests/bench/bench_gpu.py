@@ -5,8 +5,8 @@
 For a machine with one NVIDIA GPU. FOLDER holds the models M and L (shapes of Qwen3-0.6B and
 Llama-3.1-8B, random weights); they are made there when missing (L takes minutes and 16 GB). SITE is
 the folder that vLLM is installed in (`pip install --target`). Servers take turns; figures are
-medians over the rounds. Writes JSON and prints Markdown. Nothing here has a result yet: see
-docs/benchmarks.md.
+medians over the rounds. Writes JSON after every case and prints Markdown, also when it is
+interrupted. Nothing here has a result yet: see docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -64,16 +64,41 @@ def busy_share(said: str) -> float | None:
     return median(middle) / 100 if middle else None
 
 
-async def measure(options: argparse.Namespace, name: str, model: str) -> dict[str, Any]:
+async def measure(
+    options: argparse.Namespace, name: str, model: str, result: dict[str, Any]
+) -> None:
     """Start one server, run one model's cases, stop it. Raises as `Server` does."""
     cases = [case for case in CASES if case.model == model]
     async with warmed_up(options, name, model, cases) as (_, client, run):
+        result["runs"].append(run)
         for seed, case in enumerate(cases):
             with BusyShare() as busy:
                 figures = await run_case(client, case, seed)
             run["cases"][case.key] = figures | {"busy": busy.share}
             print(name, case.key, run["cases"][case.key], flush=True)
-        return run
+            options.out.write_bytes(msgspec.json.encode(result))
+    if name == OURS:  # what it warned of, such as that it records no graphs
+        print(options.out.with_name(f"{name}-{model}.log").read_text()[-2000:], flush=True)
+
+
+def measure_all(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """All servers and models in turn, into `result`; what fails is noted."""
+    for number in range(options.rounds):
+        for model in options.only:
+            _make_missing(options.models, model)
+            result["models"][model] = model_size(options.models / model).weight_bytes
+            for name in (OURS, PEER) if number % 2 == 0 else (PEER, OURS):
+                try:
+                    asyncio.run(measure(options, name, model, result))
+                except (NotInstalledError, OSError, RuntimeError) as error:
+                    result["notes"].append(f"{name}, {model}: {error}")
+                    print(result["notes"][-1], file=sys.stderr, flush=True)
+
+
+def _make_missing(folder: Path, model: str) -> None:
+    if not (folder / model / "tokenizer.json").exists():  # what is written last
+        command = [sys.executable, "-m", "tests.bench.make_models", str(folder.resolve()), model]
+        subprocess.run(command, cwd=ROOT, check=True)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -113,7 +138,7 @@ def _ratio_row(result: dict[str, Any], key: str, bar: str, goal: str) -> tuple[s
 
 def _stream_row(result: dict[str, Any], key: str) -> tuple[str, ...]:
     model = key.partition("-")[0]
-    best = result["models"][model] / result["machine"]["bandwidth"] * 1e3
+    best = result["models"].get(model, 0) / result["machine"]["bandwidth"] * 1e3
     cells = []
     for name in (OURS, PEER):
         found = _values(result, name, key, "tpot_ms")
@@ -155,26 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if machine.returncode:  # it said why
         return machine.returncode
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in options.only if not (options.models / name).exists()]
-    if missing:
-        folder = str(options.models.resolve())
-        command = [sys.executable, "-m", "tests.bench.make_models", folder, *missing]
-        subprocess.run(command, cwd=ROOT, check=True)
-    result: dict[str, Any] = {
-        "machine": msgspec.json.decode(machine.stdout),
-        "models": {name: model_size(options.models / name).weight_bytes for name in options.only},
-        "runs": [],
-        "notes": [],
-    }
-    for number in range(options.rounds):
-        for model in options.only:
-            for name in (OURS, PEER) if number % 2 == 0 else (PEER, OURS):
-                try:
-                    result["runs"].append(asyncio.run(measure(options, name, model)))
-                except (NotInstalledError, OSError, RuntimeError) as error:
-                    result["notes"].append(f"{name}, {model}: {error}")
-                    print(result["notes"][-1], file=sys.stderr, flush=True)
-                options.out.write_bytes(msgspec.json.encode(result))
+    found = msgspec.json.decode(machine.stdout)
+    result: dict[str, Any] = {"machine": found, "models": {}, "runs": [], "notes": []}
+    try:
+        measure_all(options, result)
+    except KeyboardInterrupt:
+        result["notes"].append("interrupted")
+    options.out.write_bytes(msgspec.json.encode(result))
     print(table(result))
     return int(any(note.startswith(OURS) for note in result["notes"]))
 

@@ -1,4 +1,4 @@
-"""A decode step on one GPU, without HTTP: by layers and by formats; and what sorting costs top-p.
+"""A decode step on one GPU, without HTTP: by layers and by formats; and sampling by itself.
 
     python -m tests.bench.bench_gpu_step MODEL [--sequences 1 16 128] [--rounds N] [--profile]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,8 +22,9 @@ from transformers import AutoConfig
 
 from batching.core.types import SequencePlan, StepPlan
 from batching.worker import load
+from batching.worker.draw_kernel import draw_into
 from batching.worker.protocol import WorkerConfig
-from batching.worker.sampling import Draws, find_threshold
+from batching.worker.sampling import Draws, draw
 from batching.worker.torch_worker import TorchWorker
 from tests.bench.bench_step import CONTEXT, Steps
 from tests.bench.gpu_machine import bandwidth, milliseconds, require_gpu
@@ -39,6 +41,7 @@ VARIANTS: dict[str, tuple[bool, dict[str, str]]] = {
 KV_CACHE_GIB = 8.0
 ROWS = (1, 16, 128, 256)  # of logits over M's vocabulary
 VOCABULARY = 151_936
+DEVICE = "cuda"
 
 
 def decode(steps: Steps, sequences: int, rounds: int) -> float:
@@ -90,7 +93,11 @@ def measure(options: argparse.Namespace) -> None:
     heads = [f"{count} × {CONTEXT}: ms (÷ weights)" for count in options.sequences]
     print(f"| {speed / 1e12:.2f} TB/s | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for name, (is_fused, settings) in VARIANTS.items():
-        worker = worker_of(options, is_fused=is_fused, **settings)
+        try:
+            worker = worker_of(options, is_fused=is_fused, **settings)
+        except Exception as error:  # the other rows are worth having
+            print(f"| {name} | {error!r} |", flush=True)
+            continue
         read = (worker.capabilities().weight_bytes - table) / speed
         took = [decode(Steps(worker), count, options.rounds) for count in options.sequences]
         cells = [f"{seconds * 1e3:.3f} ({seconds / read:.2f})" for seconds in took]
@@ -98,17 +105,29 @@ def measure(options: argparse.Namespace) -> None:
         worker.close()
 
 
-def thresholds() -> None:
-    """Finding top-p's threshold, which sorts the vocabulary."""
-    print("\n| top-p over 151,936 | ms |\n|---|---|")
+def draws(vocabulary: int = VOCABULARY) -> None:
+    """A row for each number of draws: by the kernel, and by torch, which sorts for top-p."""
+    kinds = {
+        "free": (None, None), "top-k 20": (20, None), "top-p 0.9": (None, 0.9), "both": (20, 0.9)
+    }  # fmt: skip
+    print(f"\n| draws of {vocabulary:,}: ms (torch's) | {' | '.join(kinds)} |")
+    print(f"|{'---|' * (len(kinds) + 1)}")
     for rows in ROWS:
-        scaled = torch.randn(rows, VOCABULARY, device="cuda") * 3
-        none = scaled[:, 0]
-        draws = Draws(none, none, none, top_p=torch.full((rows,), 0.9, device="cuda"))
-        took = milliseconds(
-            lambda: find_threshold(scaled, scaled.topk(VOCABULARY, dim=-1).values, draws)  # noqa: B023
-        )
-        print(f"| {rows} rows | {took:.3f} |", flush=True)
+        logits = torch.randn(rows, vocabulary, device=DEVICE) * 3
+        tokens = torch.empty(rows, dtype=torch.int64, device=DEVICE)
+        heat, every = torch.ones(rows, device=DEVICE), torch.arange(rows, device=DEVICE)
+        keys = torch.zeros(rows, 2, dtype=torch.int32, device=DEVICE)
+        cells = []
+        for top_k, top_p in kinds.values():
+            some = Draws(every, heat, keys, max_k=top_k or 0)
+            some.top_k = None if top_k is None else torch.full_like(every, top_k)
+            some.top_p = None if top_p is None else heat * top_p
+            kernel, plain = (
+                milliseconds(run)
+                for run in (partial(draw_into, tokens, logits, some), partial(draw, logits, some))
+            )
+            cells.append(f"{kernel:.3f} ({plain:.3f})")
+        print(f"| {rows} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -127,7 +146,7 @@ def main() -> None:
         profile(options)
         return
     measure(options)
-    thresholds()
+    draws()
 
 
 if __name__ == "__main__":

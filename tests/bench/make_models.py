@@ -74,7 +74,8 @@ def make(name: str, folder: Path) -> None:
     """Write one model and its tokenizer to `folder`."""
     config = _CONFIGS[name]
     torch.manual_seed(1234)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # L takes minutes on a CPU
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer(config.vocab_size).save_pretrained(folder)
 

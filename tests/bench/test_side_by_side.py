@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from loadtest.client import Client
 from loadtest.events import Outcome
 from tests.bench import bench_gpu, bench_gpu_step
+from tests.bench.first_gpu_minutes import Stage, run_all
 from tests.bench.machine import Machine, ModelSize, model_size, output_rate, token_seconds
 from tests.bench.report import busy_loss, limit_share, markdown
 from tests.bench.servers import Description, NotInstalledError, Server, descriptions
@@ -169,6 +170,40 @@ def test_the_busy_share_is_that_of_the_middle() -> None:
     assert bench_gpu.busy_share("[N/A]\n") is None
 
 
+def test_an_interrupted_run_shows_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = b'{"bandwidth": 1e12, "attention": {}}'
+    done = subprocess.CompletedProcess([], 0, found)
+    monkeypatch.setattr(bench_gpu.subprocess, "run", lambda *_, **__: done)
+
+    def measure_all(options: Namespace, result: dict[str, Any]) -> None:
+        run = {"server": bench_gpu.OURS, "model": "L", "start_seconds": 9.0, "cases": {}}
+        result["runs"].append(run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_gpu, "measure_all", measure_all)
+    bench_gpu.main(["--out", str(tmp_path / "gpu.json")])
+    assert "| L: start to first token | 9.0 s | – |" in capsys.readouterr().out
+    assert b'"interrupted"' in (tmp_path / "gpu.json").read_bytes()
+
+
+def test_stages_end_in_time_and_say_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def python(code: str) -> list[str]:
+        return [sys.executable, "-c", code]
+
+    planned = {
+        "good": Stage([python("print(1)"), python("print(22)")], 250),
+        "bad": Stage([python("raise SystemExit(3)")], 250),
+        "slow": Stage([python("import time; time.sleep(300)")], 1),
+    }
+    ended = run_all(planned, 900, tmp_path)
+    assert ended["good"].endswith("exit 0, 0") and ended["bad"].endswith("exit 3")
+    assert ended["slow"].endswith("exit out of time")
+    assert "22\n" in capsys.readouterr().out
+    assert run_all(planned, 1, tmp_path) == dict.fromkeys(planned, "not begun")
+
+
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 @pytest.mark.parametrize("name", ["bench_gpu", "bench_gpu_step MODEL", "gpu_machine"])
 def test_without_a_gpu_its_benchmarks_say_so(name: str) -> None:
@@ -194,3 +229,15 @@ def test_the_step_table_has_a_row_for_each_variant(
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head == "| 0.00 TB/s | 1 × 3: ms (÷ weights) | 2 × 3: ms (÷ weights) |"
     assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in variants]
+
+
+def test_the_table_of_draws_has_a_row_for_each_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_gpu_step, "DEVICE", "cpu")
+    monkeypatch.setattr(bench_gpu_step, "ROWS", (1, 2))
+    monkeypatch.setattr(bench_gpu_step, "milliseconds", lambda run: (run(), 1.5)[1])
+    bench_gpu_step.draws(100)
+    *_, one, two = capsys.readouterr().out.splitlines()
+    assert one == "| 1 | 1.500 (1.500) | 1.500 (1.500) | 1.500 (1.500) | 1.500 (1.500) |"
+    assert two.startswith("| 2 |")
