@@ -95,6 +95,12 @@ class Server:
     def ids(self, text: str) -> list[int]:
         return list(self.service.tokenizer.backend.encode(text, add_special_tokens=False).ids)
 
+    @property
+    def prompt_text(self) -> str:
+        """The prompt of the engine's last request."""
+        ids = self.engine.requests[-1].prompt
+        return str(self.service.tokenizer.backend.decode(ids, skip_special_tokens=False))
+
     def say(self, text: str, *, end: bool = True) -> None:
         """Have the engine answer every request with `text`."""
         tokens = self.ids(text) + ([0] if end else [])
@@ -114,6 +120,19 @@ class Server:
         assert response.status_code == 200, response.text
         assert response.headers["content-type"].startswith("text/event-stream")
         return parse_events(response.text)
+
+    async def named_events(self, path: str, **fields: Any) -> list[dict[str, Any]]:
+        """The events of a stream that has no [DONE], each checked to be named by its type."""
+        response = await self.post(path, stream=True, **fields)
+        assert response.status_code == 200, response.text
+        *frames, rest = response.text.split("\n\n")
+        assert rest == ""
+        found = []
+        for frame in frames:
+            name, data = frame.split("\n")
+            found.append(json.loads(data.removeprefix("data: ")))
+            assert name == f"event: {found[-1]['type']}"
+        return found
 
 
 class Live:

@@ -17,23 +17,8 @@ USER = {"role": "user", "content": "hi"}
 ASK = {"max_tokens": 20, "messages": [USER]}
 
 
-def prompt_text(server: Server) -> str:
-    ids = server.engine.requests[-1].prompt
-    return str(server.service.tokenizer.backend.decode(ids, skip_special_tokens=False))
-
-
 async def events(server: Server, **fields: Any) -> list[dict[str, Any]]:
-    """The events of a stream, each checked to be named by its type."""
-    response = await server.post(PATH, stream=True, **fields)
-    assert response.status_code == 200, response.text
-    *frames, rest = response.text.split("\n\n")
-    assert rest == ""
-    found = []
-    for frame in frames:
-        name, data = frame.split("\n")
-        found.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {found[-1]['type']}"
-    return found
+    return await server.named_events(PATH, **fields)
 
 
 def check_error(response: Any, status: int, kind: str) -> str:
@@ -51,7 +36,7 @@ def check_error(response: Any, status: int, kind: str) -> str:
 async def test_shape(server: Server) -> None:
     server.say("hello world")
     answer = await server.ok(PATH, **ASK, system="be brief", model="tiny")
-    assert prompt_text(server) == "<|system|>be brief<|end|><|user|>hi<|end|><|assistant|>"
+    assert server.prompt_text == "<|system|>be brief<|end|><|user|>hi<|end|><|assistant|>"
     assert answer.pop("id").startswith("msg_")
     prompt = len(server.engine.requests[-1].prompt)
     assert answer == {
@@ -91,7 +76,7 @@ async def test_every_block_reaches_the_prompt(server: Server) -> None:
         ],
     )  # fmt: skip
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-    assert prompt_text(server) == (
+    assert server.prompt_text == (
         "<|system|>be\nbrief<|end|><|user|>one\ntwo<|end|>"
         f"<|assistant|>well{json.dumps([call])}<|end|><|tool|>42<|end|><|tool|>Error: no<|end|>"
         "<|tool|><|end|><|user|>and?<|end|><|system|>now<|end|><|assistant|>"
@@ -101,7 +86,7 @@ async def test_every_block_reaches_the_prompt(server: Server) -> None:
 async def test_the_last_message_of_the_assistant_is_continued(server: Server) -> None:
     messages = [USER, {"role": "assistant", "content": "hello wor"}]
     await server.ok(PATH, max_tokens=2, messages=messages)
-    assert prompt_text(server) == "<|user|>hi<|end|><|assistant|>hello wor"
+    assert server.prompt_text == "<|user|>hi<|end|><|assistant|>hello wor"
 
 
 async def test_why_it_stopped(server: Server) -> None:

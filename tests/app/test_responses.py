@@ -15,31 +15,17 @@ from tests.app.test_bad_requests import check_error
 PATH = "/v1/responses"
 
 
-def prompt_text(server: Server) -> str:
-    ids = server.engine.requests[-1].prompt
-    return str(server.service.tokenizer.backend.decode(ids, skip_special_tokens=False))
-
-
 async def events(server: Server, **fields: Any) -> list[dict[str, Any]]:
-    """The events of a stream, each checked to be named by its type and numbered in order."""
-    response = await server.post(PATH, stream=True, **fields)
-    assert response.status_code == 200, response.text
-    *frames, rest = response.text.split("\n\n")
-    assert rest == ""
-    found = []
-    for number, frame in enumerate(frames):
-        name, data = frame.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        assert event["sequence_number"] == number
-        found.append(event)
+    """The events of a stream, checked to be numbered in order."""
+    found = await server.named_events(PATH, **fields)
+    assert [event["sequence_number"] for event in found] == list(range(len(found)))
     return found
 
 
 async def test_shape(server: Server) -> None:
     server.say("hello world")
     answer = await server.ok(PATH, input="hi", instructions="be brief", metadata={"a": "b"})
-    assert prompt_text(server) == "<|system|>be brief<|end|><|user|>hi<|end|><|assistant|>"
+    assert server.prompt_text == "<|system|>be brief<|end|><|user|>hi<|end|><|assistant|>"
     assert answer["object"] == "response"
     assert answer["status"] == "completed"
     assert answer["incomplete_details"] is None and answer["error"] is None
@@ -92,7 +78,7 @@ async def test_every_item_reaches_the_prompt(server: Server) -> None:
         {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}},
         {"id": "c2", "type": "function", "function": {"name": "g", "arguments": {}}},
     ]
-    assert prompt_text(server) == (
+    assert server.prompt_text == (
         "<|system|>be brief<|end|><|user|>one\ntwo<|end|>"
         f"<|assistant|>well{json.dumps(calls)}<|end|><|tool|>42<|end|><|tool|>43<|end|>"
         "<|assistant|>"
@@ -151,12 +137,12 @@ async def test_a_conversation_goes_on(server: Server) -> None:
     first = await server.ok(PATH, input="one", instructions="not carried over")
     second = await server.ok(PATH, input="two", previous_response_id=first["id"])
     assert second["previous_response_id"] == first["id"]
-    assert prompt_text(server) == (
+    assert server.prompt_text == (
         "<|user|>one<|end|><|assistant|>hello<|end|><|user|>two<|end|><|assistant|>"
     )
     assert second["usage"]["input_tokens"] == len(server.engine.requests[-1].prompt)
     await events(server, input="three", previous_response_id=second["id"])
-    assert prompt_text(server).count("<|assistant|>hello<|end|>") == 2
+    assert server.prompt_text.count("<|assistant|>hello<|end|>") == 2
 
 
 async def test_the_default_choice_of_tools_may_be_said_without_tools(server: Server) -> None:
