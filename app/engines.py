@@ -5,48 +5,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from app.flights.recorder import FlightRecorder
-from app.pooling.metrics import PoolMetrics
-from app.pooling.model import PoolModel
-from app.served import Served
-from app.service import Service
 from app.startup_log import progress_log
-from app.telemetry.metrics import Metrics
 from batching.engine.client import EngineClient
-from batching.engine.messages import StepOutput
 from batching.engine.pool_client import PoolClient
-from config.settings import EngineSettings, ServerSettings
+from config.settings import EngineSettings
 
 
 class Engines:
-    """`start` once; `close` must follow, also if that failed."""
+    """`start` once; `close` must follow, also if that failed.
 
-    def __init__(self) -> None:
-        self._clients: list[EngineClient | PoolClient] = []
+    `generator` and `pools`, by public name, are what the children are told.
+    """
 
-    async def start(
-        self,
-        settings: ServerSettings,
-        name: str,
-        generator: EngineSettings | None,
-        pools: Mapping[str, EngineSettings],
-    ) -> Served:
-        """Launch all children, wait until all serve, and make the models around them.
+    def __init__(
+        self, generator: EngineSettings | None, pools: Mapping[str, EngineSettings]
+    ) -> None:
+        self.generator = None if generator is None else EngineClient(generator)
+        self.pools = {name: PoolClient(engine) for name, engine in pools.items()}
+        self._clients: list[EngineClient | PoolClient] = [*self.pools.values()]
+        if self.generator is not None:
+            self._clients.append(self.generator)
 
-        `name` is the generator's. Raises `EngineStartError` and `TokenizerError`.
-        """
-        service = None
+    async def start(self) -> None:
+        """Launch all children, and wait until all serve. Raises `EngineStartError`."""
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._start_pool(settings, pool, engine))
-                    for pool, engine in pools.items()
-                ]
-                if generator is not None:
-                    service = await self._start_generator(settings, name, generator)
+                if self.generator is not None:
+                    group.create_task(self.generator.start(progress_log()))
+                for name, client in self.pools.items():
+                    group.create_task(client.start(progress_log(name)))
         except ExceptionGroup as failures:  # the others were cancelled, and their children ended
             raise failures.exceptions[0] from None
-        return Served(service, [task.result() for task in tasks])
 
     async def close(self) -> None:
         """End all children."""
@@ -60,27 +49,3 @@ class Engines:
     async def given_up(self) -> None:
         """Until no engine serves, nor will."""
         await asyncio.gather(*(client.given_up() for client in self._clients))
-
-    async def _start_generator(
-        self, settings: ServerSettings, name: str, engine: EngineSettings
-    ) -> Service:
-        metrics = Metrics(name)
-        flights = FlightRecorder(metrics)
-
-        def on_step(output: StepOutput) -> None:
-            metrics.on_step(output)
-            flights.on_step(output)
-
-        client = EngineClient(engine, on_step=on_step)
-        self._clients.append(client)
-        capabilities = await client.start(progress_log())
-        return Service.load(settings, client, capabilities, metrics, flights, engine.policy)
-
-    async def _start_pool(
-        self, settings: ServerSettings, name: str, engine: EngineSettings
-    ) -> PoolModel:
-        metrics = PoolMetrics(name)
-        client = PoolClient(engine, on_batch=metrics.on_batch)
-        self._clients.append(client)
-        capabilities = await client.start(progress_log(name))
-        return PoolModel.load(settings, client, capabilities, metrics)

@@ -1,4 +1,4 @@
-"""The HTTP server: routes, and the life of the process around them."""
+"""The life of the server's process: engines first, all else while they start, and the end."""
 
 from __future__ import annotations
 
@@ -7,82 +7,36 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import uvicorn
 import uvloop
-from fastapi import FastAPI
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
-from app.access.keys import KeyFileError, KeyRing
 from app.engines import Engines
-from app.http.body import Bodies
-from app.http.errors import install_error_handlers
-from app.http.protocol import HttpProtocol
 from app.http.tls import TlsError, tls_options
-from app.inputs.template import renderer
-from app.inputs.tokenizer import TokenizerError
-from app.middleware import ApiKeys, Draining, RequestId
-from app.responses.store import ResponseStoreError
-from app.routes import add_routes
-from app.served import Served
-from app.service import Service
-from app.shutdown import Signals, drain
+from app.shutdown import Signals
+from app.start_error import StartError
 from app.startup_log import log_ready
-from app.telemetry.accounts import Accounts
-from batching.engine.client import EngineStartError
+from batching.engine.stream import EngineStartError
 from config.settings import EngineSettings, ServerSettings
 
 if TYPE_CHECKING:
+    from app.application import FrontEnd, HttpServer
+    from app.served import Served
     from app.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
-# Longer than clients and proxies keep idle connections, so that it is they who close them: a server
-# that does so may have a request under way to it.
-_KEEP_ALIVE_SECONDS = 75
-_CLOSE_SECONDS = 1  # for connections to close when no request is open any more
 _OPEN_FILES = 65536
 # Bytes of an answer that the system takes before they can be sent, rather than megabytes: so that
 # it is noticed early that a client does not read, and its events merge.
 _UNSENT_BYTES = 131072
 
 
-class MissingExtraError(RuntimeError):
+class MissingExtraError(StartError):
     """A setting needs a package that is not installed; the message says how to get it."""
-
-
-def create_app(served: Served | Service, keys: KeyRing | None = None) -> FastAPI:
-    """The ASGI application of the served models, or of a single one that generates.
-
-    `keys` are by default those of the settings. Raises `KeyFileError`.
-    """
-    if isinstance(served, Service):
-        served = Served(served)
-    middleware = [Middleware(RequestId), Middleware(Accounts, served=served)]
-    if origins := served.settings.cors_origins:
-        # Before the keys are asked for: a browser asks first whether it may, and without one.
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=origins,
-                allow_methods=("*",),
-                allow_headers=("*",),
-                expose_headers=("*",),
-            )
-        )
-    keys = keys or KeyRing(served.settings)
-    middleware.append(Middleware(ApiKeys, keys=keys, origins=served.settings.cors_origins))
-    middleware.append(Middleware(Draining, served=served))
-    app = FastAPI(title="Slipstream", middleware=middleware, docs_url=None, redoc_url=None)
-    app.state.bodies = Bodies(served.settings.max_body_bytes)
-    install_error_handlers(app)
-    add_routes(app, served)
-    return app
 
 
 def serve(
@@ -102,37 +56,40 @@ async def _serve(
     engine: EngineSettings, settings: ServerSettings, pools: Mapping[str, EngineSettings]
 ) -> int:
     try:
-        keys = KeyRing(settings)
         tls = tls_options(settings)
         listener = _bind(settings.host, settings.port)
-    except (KeyFileError, TlsError) as error:
+    except TlsError as error:
         logger.error("%s", error)
         return 1
     except OSError as error:
         logger.error("cannot listen on %s port %d: %s", settings.host, settings.port, error)
         return 1
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keys.reload)
     name = settings.served_model_name or Path(engine.model).name
-    engines = Engines()
+    generator = None if name in pools else with_policy(engine, settings)
+    engines = Engines(generator, pools)
     signals = Signals(engines.kill)
     tracing = None
     try:
         tracing = load_tracing(settings.otlp_endpoint)
-        slow_import = asyncio.create_task(asyncio.to_thread(renderer))  # meanwhile
-        generator = None if name in pools else with_policy(engine, settings)
-        served = await signals.unless_told(engines.start(settings, name, generator, pools))
-        if served is None:
+        front_end = await signals.unless_told(
+            _start(engines, partial(_front_end, settings, name, generator, pools))
+        )
+        if front_end is None:
             return signals.status
-        await slow_import
+        served = front_end.serve(engines)
         if tracing is not None:
             served.listeners.append(tracing.ended)
         try:
-            app = create_app(served, keys)
-            return await _serve_http(app, tls, served, engines, listener, signals)
+            http = front_end.listen(served, tls, listener)
+            log_ready(
+                {model.name: model.capabilities for model in served.models},
+                _url(listener, "https" if tls else "http"),
+            )
+            return await _serve_http(http, served, engines, signals)
         finally:
             if served.generator is not None:
                 served.generator.responses.close()
-    except (EngineStartError, TokenizerError, ResponseStoreError, MissingExtraError) as error:
+    except (EngineStartError, StartError) as error:
         logger.error("cannot start: %s", error)
         return 1
     finally:
@@ -140,6 +97,34 @@ async def _serve(
         listener.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
+
+
+async def _start(engines: Engines, front_end: Callable[[], FrontEnd]) -> FrontEnd:
+    """Launch the engines, and make the front end while they start.
+
+    Raises `EngineStartError` and `StartError`.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(engines.start())  # first: theirs is the longer way
+            made = group.create_task(asyncio.to_thread(front_end))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    front = made.result()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, front.keys.reload)
+    return front
+
+
+def _front_end(
+    settings: ServerSettings,
+    name: str,
+    generator: EngineSettings | None,
+    pools: Mapping[str, EngineSettings],
+) -> FrontEnd:
+    """Here, because the import takes longer than launching the engines."""
+    from app.application import FrontEnd
+
+    return FrontEnd(settings, name, generator, pools)
 
 
 def load_tracing(endpoint: str) -> Tracing | None:
@@ -187,46 +172,17 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve_http(
-    app: FastAPI,
-    tls: dict[str, Any],
-    served: Served,
-    engines: Engines,
-    listener: socket.socket,
-    signals: Signals,
-) -> int:
-    config = uvicorn.Config(
-        app,
-        http=HttpProtocol,
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_CLOSE_SECONDS,
-        **tls,
-    )
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if tls else "http"
-    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-    log_ready({model.name: model.capabilities for model in served.models}, url)
-    server = _HttpServer(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+async def _serve_http(http: HttpServer, served: Served, engines: Engines, signals: Signals) -> int:
+    """Until told to stop, or no engine is left."""
     told, dead = asyncio.create_task(signals.wait()), asyncio.create_task(engines.given_up())
-    await asyncio.wait({serving, told, dead}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({http.serving, told, dead}, return_when=asyncio.FIRST_COMPLETED)
     served.draining = True  # still accepting connections, so that /health can say so
-    await drain(server.server_state.tasks, served.settings.drain_seconds)
-    server.should_exit = True
-    await serving
+    await http.close(served.settings.drain_seconds)
     for task in (told, dead):
         task.cancel()
     return 1 if dead.done() else 0
 
 
-class _HttpServer(uvicorn.Server):
-    """Leaves signals to us."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+def _url(listener: socket.socket, scheme: str) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -13,8 +13,9 @@ from app.engine_protocol import Engine
 from app.flights.recorder import FlightRecorder
 from app.http.errors import ApiError, no_such_model
 from app.inputs.sampling import SamplingDefaults
-from app.inputs.template import ChatTemplate, load_chat_template
-from app.inputs.tokenizer import Tokenizer, TokenizerError
+from app.inputs.template import ChatTemplate
+from app.inputs.text_side import TextSide
+from app.inputs.tokenizer import Tokenizer
 from app.responses.store import ResponseStore
 from app.structured.compiler import GrammarCompiler
 from app.telemetry.metrics import Metrics
@@ -53,19 +54,13 @@ class Service:
         metrics: Metrics,
         flights: FlightRecorder,
         policy: str = "fcfs",
+        text: TextSide | None = None,
     ) -> Service:
-        """Read the model folder's text side. Raises `TokenizerError`.
+        """Read the model folder's text side, unless it was. Raises `TokenizerError`.
 
         `policy` is the engine's, by which the backlog is ordered.
         """
-        folder = Path(capabilities.model)
-        tokenizer = Tokenizer.load(folder)
-        try:
-            template, defaults = load_chat_template(folder), SamplingDefaults.load(folder)
-            style = TurnStyle.load(folder, template, tokenizer)
-        except (ValueError, LookupError) as error:  # not JSON, not UTF-8, or not of the right type
-            message = f"cannot read the chat template or generation config of {folder}: {error}"
-            raise TokenizerError(message) from error
+        text = text or TextSide.load(Path(capabilities.model))
         backlog = Backlog(engine, capabilities, policy)
         admission = Admission(
             settings.max_queued_requests, settings.max_queued_tokens, backlog.drain_seconds
@@ -76,10 +71,10 @@ class Service:
             settings=settings,
             engine=engine,
             model_name=metrics.model_name,
-            tokenizer=tokenizer,
-            template=template,
-            style=style,
-            defaults=defaults,
+            tokenizer=text.tokenizer,
+            template=text.template,
+            style=text.style,
+            defaults=text.defaults,
             metrics=metrics,
             flights=flights,
             admission=admission,

@@ -52,11 +52,12 @@ class PoolModel:
         engine: PoolEngine,
         capabilities: PoolCapabilities,
         metrics: PoolMetrics,
+        tokenizer: PoolTokenizer | None = None,
     ) -> PoolModel:
-        """Read the model folder's tokenizer. Raises `TokenizerError`."""
+        """Read the model folder's tokenizer, unless it was. Raises `TokenizerError`."""
         admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
         metrics.serve(engine, admission, capabilities)
-        tokenizer = PoolTokenizer.load(Path(capabilities.model))
+        tokenizer = tokenizer or PoolTokenizer.load(Path(capabilities.model))
         return cls(settings, engine, metrics.model_name, tokenizer, metrics, admission)
 
     @property

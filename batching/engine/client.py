@@ -36,7 +36,7 @@ class EngineClient(SupervisedClient[OpenRequest, Capabilities]):
         child_module: str = "batching.engine.child",
     ) -> None:
         super().__init__(settings, child_module)
-        self._on_step = on_step
+        self.on_step = on_step
         self._news: list[RequestStream] = []  # whose readers are to be told
 
     async def start(self, on_progress: Callable[[Progress], None] | None = None) -> Capabilities:
@@ -79,8 +79,8 @@ class EngineClient(SupervisedClient[OpenRequest, Capabilities]):
                 self._forget(request)
             elif request.deaths and self._quarantine.acquit(request):
                 self._schedule_flush()
-        if self._on_step is not None:
-            self._on_step(StepOutput(news, self.stats, message.step))
+        if self.on_step is not None:
+            self.on_step(StepOutput(news, self.stats, message.step))
 
     def _tell(self) -> None:
         """Call the readers: what several messages brought in one read has merged."""

@@ -107,7 +107,7 @@ class PoolClient(SupervisedClient[OpenText, PoolCapabilities]):
         child_module: str = "batching.engine.pool_child",
     ) -> None:
         super().__init__(settings, child_module)
-        self._on_batch = on_batch
+        self.on_batch = on_batch
 
     def submit(self, requests: Sequence[PoolRequest]) -> PoolCall:
         """Queue texts with ids of their own. Raises `EngineDeadError` if there is no engine."""
@@ -137,8 +137,8 @@ class PoolClient(SupervisedClient[OpenText, PoolCapabilities]):
                 self._forget(text)
                 text.call.finish(result)
                 texts.append((text.request, result))
-        if message.results and self._on_batch is not None:
-            self._on_batch(texts, message.stats.step_tokens)
+        if message.results and self.on_batch is not None:
+            self.on_batch(texts, message.stats.step_tokens)
 
     def _condemn(self, request: OpenText, error: str) -> None:
         request.call.fail(PoolError(error))

@@ -16,9 +16,9 @@ import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.access.keys import KeyRing
+from app.application import create_app
 from app.flights.recorder import FlightRecorder
 from app.http.protocol import HttpProtocol
-from app.server import create_app
 from app.service import Service
 from app.telemetry.metrics import Metrics
 from batching.engine.messages import StepOutput

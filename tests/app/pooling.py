@@ -12,10 +12,10 @@ import httpx
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from app.application import create_app
 from app.pooling.metrics import PoolMetrics
 from app.pooling.model import PoolModel
 from app.served import Served
-from app.server import create_app
 from app.service import Service
 from batching.core.types import EngineStats, PoolRequest, PoolResult
 from batching.engine.pool_client import PoolCall, PoolError

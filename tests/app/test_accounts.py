@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app.application import create_app
 from app.flights.record import Lane, Load
 from app.outputs.usage import PromptTokensDetails, Usage
 from app.served import Served
-from app.server import create_app
 from app.telemetry.accounts import Account
 from app.telemetry.log_format import Facts, JsonFormatter
 from app.telemetry.timings import Phases, Timings, timings_of

@@ -172,7 +172,7 @@ async def test_the_role_and_the_first_token_are_one_write(server: Server) -> Non
 async def test_model_without_a_template(server: Server) -> None:
     from dataclasses import replace
 
-    from app.server import create_app
+    from app.application import create_app
 
     bare = replace(server.service, template=None)
     server.http._transport.app = create_app(bare)  # type: ignore[attr-defined]

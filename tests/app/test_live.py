@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 
+from app.application import create_app
 from app.flights.live import (
     MAX_LANES,
     MAX_OF_A_KEY,
@@ -22,7 +23,6 @@ from app.flights.live import (
     percentiles,
 )
 from app.served import Served
-from app.server import create_app
 from batching.core.types import EngineStats
 from batching.worker.simulated import StepCost
 from tests.app.conftest import Live, MakeServer, Server

@@ -258,7 +258,7 @@ def test_nothing_is_imported_before_the_first_grammar() -> None:
     code = """
 import sys
 from importlib import resources
-import app.server
+import app.application
 from batching.core.types import SamplingParams, SequencePlan, SlotInit, StepPlan
 from batching.worker.protocol import Capabilities
 from batching.worker.simulated import SimulatedWorker

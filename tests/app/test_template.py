@@ -123,7 +123,7 @@ def test_whatever_a_template_does_is_one_kind_of_error(source: str) -> None:
 
 def test_the_front_end_does_not_load_torch() -> None:
     code = (
-        "import sys, app.server, app.inputs.template; app.inputs.template.renderer();"
+        "import sys, app.application, app.inputs.template; app.inputs.template.renderer();"
         "import transformers.utils.chat_parsing;"
         "assert not {'torch', 'tensorflow', 'jax'} & set(sys.modules)"
     )

@@ -221,7 +221,7 @@ def test_every_line_of_the_log_is_an_object(told: Told) -> None:
 
 def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
     code = (
-        "import sys, app.server, app.engines;"
+        "import sys, app.server, app.application;"
         "unwanted = ('opentelemetry.sdk', 'app.telemetry.tracing');"
         "print([m for m in sys.modules if m.startswith(unwanted)])"
     )
