@@ -16,6 +16,7 @@ Resolve = Callable[[Any], Any]
 
 _MAX_UNIQUE = 5  # values whose subsets are written out
 _MOST = 64  # choices of keys that are
+_ROUNDED_BELOW = 1e12  # from here on, whole numbers would be left out
 ANNOTATIONS = frozenset({
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$comment", "$id", "$anchor", "$defs", "definitions",
@@ -89,19 +90,30 @@ def count_properties(node: Schema) -> str | None:
 
 
 def open_interval(node: Schema) -> None:
-    """llguidance takes an excluded whole number into intervals shorter than 1: leave it farther."""
+    """Leave an excluded bound of numbers farther than readers round, and llguidance errs.
+
+    It takes an excluded whole number into intervals shorter than 1; and 3.00000000000000001 is more
+    than 3 in text, but not as float64.
+    """
     low, high = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
-    if low is None or high is None or not 0 < high - low < 1:
-        return
-    step = 10.0 ** math.floor(math.log10(high - low) - 3)
-    if low == math.floor(low):
-        node["minimum"] = max(
-            node.get("minimum", low), round(node.pop("exclusiveMinimum") + step, 12)
-        )
-    if high == math.floor(high):
-        node["maximum"] = min(
-            node.get("maximum", high), round(node.pop("exclusiveMaximum") - step, 12)
-        )
+    width = high - low if low is not None and high is not None else 0.0
+    is_float = "number" in node.get("type", "number") and "multipleOf" not in node
+    for bound, excluded, sign, choose in (
+        ("minimum", "exclusiveMinimum", 1, max),
+        ("maximum", "exclusiveMaximum", -1, min),
+    ):
+        value = node.get(excluded)
+        if value is None:
+            continue
+        if 0 < width < 1 and value == math.floor(value):
+            size, digits = width, 3
+        elif is_float and 0 < abs(value) < _ROUNDED_BELOW:
+            size, digits = abs(value), 13
+        else:
+            continue
+        step = math.floor(math.log10(size)) - digits
+        farther = round(node.pop(excluded) + sign * 10.0**step, max(12, -step))
+        node[bound] = choose(node.get(bound, farther), farther)
 
 
 def contains(node: Schema) -> str | None:
