@@ -63,7 +63,7 @@ class Envelope:
         head = _encode({"id": id, "object": object, "created": created, "model": model})
         self._head = b"data: " + head[:-1] + b',"choices":['
         before, self._after_text = around
-        self._plain = self._after_text + b',"logprobs":null,"finish_reason":null'
+        self._plain = self._after_text + b',"logprobs":null,"finish_reason":null}]'
         self._prefix = [self._head + b'{"index":%d,' % index + before for index in range(choices)]
 
     def role(self, index: int, usage: bytes) -> bytes:
@@ -75,6 +75,10 @@ class Envelope:
             + usage
             + b"}\n\n"
         )
+
+    def text(self, index: int, text: str, usage: bytes) -> bytes:
+        """A chunk with text only, as nearly all are."""
+        return b"".join((self._prefix[index], _encode(text), self._plain, usage, b"}\n\n"))
 
     def delta(
         self,
@@ -88,9 +92,6 @@ class Envelope:
         more: bytes = b"",
     ) -> bytes:
         """A chunk. `usage` is `,"usage":…` as JSON text, or nothing; `more` is in the choice."""
-        if finish is None and logprobs is None:  # nearly always
-            start = self._prefix[index]
-            return b"".join((start, _encode(news), self._plain, more, b"}]", usage, b"}\n\n"))
         parts = [self._prefix[index], _encode(news), self._after_text, b',"logprobs":']
         parts.append(b"null" if logprobs is None else _encode(logprobs))
         if finish is None:
@@ -147,8 +148,8 @@ class EventStream(Response):
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        if self._connection is not None and self._pieces:
-            self._connection.write_chunk(self._taken())
+        if self._connection is not None and (body := self._taken()):  # an empty one would end it
+            self._connection.write_chunk(body)
 
     def _taken(self) -> bytes:
         taken = b"".join(self._pieces)

@@ -137,6 +137,7 @@ class ChatChunks:
         )
         self._usage = UsageOption(fields, jobs, generation.timings)
         self._ids = TokenIdOption(fields.return_token_ids, jobs)
+        self._is_plain = not (fields.logprobs or fields.return_token_ids)
         self._silent = set(range(len(jobs)))
         self._held: list[list[Entry]] = [[] for _ in jobs]  # logprobs whose parts are to come
 
@@ -151,6 +152,8 @@ class ChatChunks:
         text, entries, finish, stop_reason, _ = delta
         if not (text or entries or finish):
             return role
+        if self._is_plain and not finish:
+            return role + self._envelope.text(index, text, self._usage.suffix())
         return role + self._envelope.delta(
             index,
             text,

@@ -224,12 +224,15 @@ class CompletionChunks:
         )
         self._usage = UsageOption(fields, self._jobs, generation.timings)
         self._ids = TokenIdOption(fields.return_token_ids, self._jobs)
+        self._is_plain = fields.logprobs is None and not fields.return_token_ids
         self._unsent = set(range(len(self._jobs)))
 
     def piece(self, index: int, delta: Delta) -> bytes:
         """A chunk, unless there is no news."""
         text, entries, finish, stop_reason, _ = delta
         is_first = index in self._unsent
+        if self._is_plain and not (is_first or finish):
+            return self._envelope.text(index, text, self._usage.suffix()) if text else b""
         if is_first:
             if not self._jobs[index].choice.tokens and finish is None:
                 return b""  # the prompt's logprobs are still coming
