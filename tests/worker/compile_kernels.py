@@ -42,7 +42,7 @@ def compile_kernel(
 ) -> Any:
     """The compiled kernel, its pointers aligned as torch's are."""
     pointers = {"tables": "*i32", "work": "*i32", "sinks": "*fp32", "partials": "*fp32",
-                "sums": "*fp32", "slots": "*i64", "logits": "*fp32", "rows": "*i64", "keys": "*i32",
+                "sums": "*fp32", "slots": "*i64", "logits": "*fp32", "keys": "*i32",
                 "temperature": "*fp32", "top_k": "*i64", "top_p": "*fp32", "floors": "*fp32",
                 "tokens": "*i64"}  # fmt: skip
     data = ("query", "key", "value", "key_pages", "value_pages", "output", "x", "scales", "lows",
@@ -127,7 +127,9 @@ def compile_fused(target: GPUTarget, pages: str) -> None:
 
 def compile_draws(target: GPUTarget) -> None:
     given = {"COUNT": 151936, "PIECE": draw_kernel.PIECE}
-    built = compile_kernel(draw_kernel.draw_tokens, target, "fp32", given, draw_kernel.WARPS)
+    built = compile_kernel(
+        draw_kernel.draw_tokens, target, "fp32", given, draw_kernel.WARPS, rows="i64"
+    )
     report(built, f"{target.arch} draws", limit=48 << 10)
 
 
