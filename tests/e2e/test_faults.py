@@ -4,6 +4,7 @@ notice a pause."""
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from tests.e2e.server_process import ServerProcess, StarvingServer, running
 STREAMS = 16
 RESTART_SECONDS = 180.0  # importing torch on a machine that is busy with other things
 TOKENS = 400
+# Whoever asks next for what is not there: torch's allocator, the C++ library or numpy.
+OUT_OF_MEMORY = "can't allocate memory|bad_alloc|MemoryError"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,7 @@ async def test_streams_survive_a_kill_and_a_hang(
     "fault,reason",
     [
         (signal.SIGKILL, "the engine process was killed by SIGKILL"),
-        (signal.SIGUSR1, "DefaultCPUAllocator: can't allocate memory"),
+        (signal.SIGUSR1, OUT_OF_MEMORY),
     ],
 )
 async def test_every_endpoint_survives(fragile: ServerProcess, fault: int, reason: str) -> None:
@@ -129,7 +132,7 @@ async def test_every_endpoint_survives(fragile: ServerProcess, fault: int, reaso
         fragile.signal_engine(fault)
         assert await asyncio.gather(*readers) == whole
     assert fragile.metric("slipstream_engine_restarts_total") == restarts + 1
-    assert reason in fragile.log()
+    assert re.search(reason, fragile.log())
     fragile.wait_idle()
 
 
