@@ -15,8 +15,7 @@ from starlette.responses import Response
 from app.http.body import read_request
 from app.http.sse import CONTENT, DELTA, Envelope
 from app.inputs.chat_turn import ChatTurn
-from app.openai.streaming import UsageOption
-from app.openai.token_ids import TokenIdOption
+from app.openai.streaming import Chunks
 from app.outputs.answer import answer
 from app.outputs.choice import Delta
 from app.outputs.generation import Collected, Generation
@@ -121,13 +120,12 @@ class ChatHandler(ChatTurn):
         )
 
 
-class ChatChunks:
+class ChatChunks(Chunks):
     """A streamed chat. A choice's role comes in the same write as its first token."""
 
     def __init__(self, handler: ChatHandler, generation: Generation) -> None:
         fields, jobs = handler.fields, handler.jobs
-        self._handler = handler
-        self._envelope = Envelope(
+        envelope = Envelope(
             id=handler.id,
             object="chat.completion.chunk",
             created=handler.created,
@@ -135,8 +133,8 @@ class ChatChunks:
             choices=len(jobs),
             around=DELTA if handler.apart else CONTENT,
         )
-        self._usage = UsageOption(fields, jobs, generation.timings)
-        self._ids = TokenIdOption(fields.return_token_ids, jobs)
+        super().__init__(fields, generation, envelope)
+        self._handler = handler
         self._is_plain = not (fields.logprobs or fields.return_token_ids)
         self._silent = set(range(len(jobs)))
         self._held: list[list[Entry]] = [[] for _ in jobs]  # logprobs whose parts are to come
@@ -163,11 +161,6 @@ class ChatChunks:
             stop_reason=stop_reason,
             more=self._ids.news(index),
         )
-
-    async def last(self) -> bytes:
-        """A chunk with usage, if it is wanted."""
-        last = self._usage.last()
-        return self._envelope.usage(last) if last else b""
 
     def _parts(self, index: int, delta: Delta) -> Iterable[bytes]:
         """A chunk for each part; the last has what is of all: logprobs, the held ones first."""

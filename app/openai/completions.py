@@ -16,8 +16,7 @@ from app.http.sse import TEXT, Envelope
 from app.inputs.prompts import Prompt, split_prompts, tokenize
 from app.inputs.sampling import nth_sample, resolve_max_tokens, sampling_params, stop_strings
 from app.inputs.tokenizer import TextDecoder, Tokenizer
-from app.openai.streaming import UsageOption, check_stream_options
-from app.openai.token_ids import TokenIdOption
+from app.openai.streaming import Chunks, check_stream_options
 from app.outputs.answer import answer
 from app.outputs.choice import Choice, Delta
 from app.outputs.generation import Generation, Job
@@ -208,13 +207,12 @@ class CompletionHandler:
         return completion_logprobs(entries, self.service.tokenizer, as_ids=as_ids)
 
 
-class CompletionChunks:
+class CompletionChunks(Chunks):
     """A streamed completion; an echoed prompt comes with a choice's first chunk."""
 
     def __init__(self, handler: CompletionHandler, generation: Generation) -> None:
         fields, self._jobs = handler.fields, handler.jobs
-        self._handler = handler
-        self._envelope = Envelope(
+        envelope = Envelope(
             id=handler.id,
             object="text_completion",
             created=handler.created,
@@ -222,8 +220,8 @@ class CompletionChunks:
             choices=len(self._jobs),
             around=TEXT,
         )
-        self._usage = UsageOption(fields, self._jobs, generation.timings)
-        self._ids = TokenIdOption(fields.return_token_ids, self._jobs)
+        super().__init__(fields, generation, envelope)
+        self._handler = handler
         self._is_plain = fields.logprobs is None and not fields.return_token_ids
         self._unsent = set(range(len(self._jobs)))
 
@@ -252,11 +250,6 @@ class CompletionChunks:
             stop_reason=stop_reason,
             more=more,
         )
-
-    async def last(self) -> bytes:
-        """A chunk with usage, if it is wanted."""
-        last = self._usage.last()
-        return self._envelope.usage(last) if last else b""
 
 
 def check(fields: CompletionRequest) -> None:

@@ -1,4 +1,4 @@
-"""`stream_options`: which chunks carry usage."""
+"""What the chunks of chats and completions share, and `stream_options`: which carry usage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 import msgspec
 
 from app.http.errors import ApiError
-from app.outputs.generation import Job
+from app.http.sse import Envelope
+from app.openai.token_ids import TokenIdOption
+from app.outputs.generation import Generation, Job
 from app.outputs.usage import usage_of
 from app.schemas.common import GenerationFields
 from app.telemetry.timings import Timings
@@ -43,6 +45,22 @@ class UsageOption:
         if self._timings is not None:
             last += b',"timings":' + msgspec.json.encode(self._timings())
         return last
+
+
+class Chunks:
+    """A streamed answer but for what a delta becomes: what is around and after the chunks."""
+
+    def __init__(
+        self, fields: GenerationFields, generation: Generation, envelope: Envelope
+    ) -> None:
+        self._envelope = envelope
+        self._usage = UsageOption(fields, generation.jobs, generation.timings)
+        self._ids = TokenIdOption(fields.return_token_ids, generation.jobs)
+
+    async def last(self) -> bytes:
+        """A chunk with usage, if it is wanted."""
+        last = self._usage.last()
+        return self._envelope.usage(last) if last else b""
 
 
 def check_stream_options(fields: GenerationFields) -> None:
