@@ -43,6 +43,10 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
     stored = stored_quantization(config.model, model_config)
     if stored is not None:
         _refuse_with_stored(config, stored)
+        if stored == "fp8" and device.type == "cpu":  # as transformers does where there is no GPU
+            found = model_config.quantization_config
+            found = found if isinstance(found, dict) else found.to_dict()
+            model_config.quantization_config = {**found, "dequantize": True}
     divided: dict[str, Any] = {}
     if config.tensor_parallel > 1:
         divided["distributed_config"] = _division(config, model_config)

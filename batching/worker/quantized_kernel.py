@@ -62,7 +62,7 @@ def product(
             total = tl.dot(left, tl.trans(low), total, input_precision=PRECISION)
             total = tl.dot(right, tl.trans(high), total, input_precision=PRECISION)
         else:
-            weight = code.to(x.dtype.element_ty)
+            weight = code.to(tl.float16).to(x.dtype.element_ty)  # exact; Ada lacks fp8 to bfloat16
             total = tl.dot(left, tl.trans(weight), total, input_precision=PRECISION)
     if not HALVES:
         total *= tl.load(scales + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
