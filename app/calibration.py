@@ -30,6 +30,7 @@ from loadtest.twin.calibrate import Calibration, Driver, learn
 
 _NAME = "calibrated"
 _START_SECONDS = 900.0
+_SEQUENCES = 64  # driven at once, where no flag says how many the server takes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"slipstream calibrate: error: {error}", file=sys.stderr)
         return 2
     try:
-        found = _measure(rest, ours.seconds, engine.max_sequences)
+        found = _measure(rest, ours.seconds, engine.max_sequences or _SEQUENCES)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"slipstream calibrate: error: {error}", file=sys.stderr)
         return 1

@@ -36,9 +36,14 @@ class EngineSettings(BaseModel):
     max_model_len: int | None = Field(
         None, ge=16, description="prompt plus output tokens; default: the model's limit"
     )
-    max_sequences: int = Field(64, ge=1, le=4096, description="requests computed at once")
-    max_step_tokens: int = Field(
-        2048, ge=16, le=65536, description="most tokens in one forward pass (activation memory)"
+    max_sequences: int | None = Field(
+        None, ge=1, le=4096, description="requests at once; default: 64 on a CPU, 256 on a GPU"
+    )
+    max_step_tokens: int | None = Field(
+        None,
+        ge=16,
+        le=65536,
+        description="tokens in a step; default: 2048 on a CPU, 8192 on a GPU",
     )
     inter_token_target_ms: float = Field(
         100.0, gt=0, description="most time of a step, or twice its decodes if longer"

@@ -24,6 +24,7 @@ from batching.engine.child_warnings import noted_warnings
 from batching.engine.log_ring import LogRing
 from batching.engine.loop import EngineLoop
 from batching.engine.messages import Configure, Failed, Progress, Ready, Submit
+from batching.engine.sizes import sizes_of
 from batching.worker.lifeline import end_with_parent
 from batching.worker.protocol import Capabilities, UnsupportedModelError, Worker, WorkerConfig
 from config.settings import EngineSettings
@@ -93,12 +94,12 @@ def _build_worker(settings: EngineSettings, progress: Callable[[str, float], Non
                 settings.model,
                 num_blocks=settings.num_blocks or SIMULATED_BLOCKS,
                 block_size=settings.block_size,
-                max_sequences=settings.max_sequences,
-                max_step_tokens=settings.max_step_tokens,
+                **sizes_of(settings)._asdict(),
                 max_model_len=settings.max_model_len,
             )
         )
     shared = {name: getattr(settings, name) for name in WorkerConfig.__struct_fields__}
+    shared |= sizes_of(settings)._asdict()
     if settings.tensor_parallel > 1:
         from batching.worker.parallel import ParallelWorker
 

@@ -14,6 +14,7 @@ from batching.engine.child import run_child
 from batching.engine.child_warnings import noted_warnings
 from batching.engine.messages import Configure, PoolReady, PoolSubmit, Progress
 from batching.engine.pool_loop import PoolLoop
+from batching.engine.sizes import sizes_of
 from batching.worker.pool_protocol import PoolConfig, PoolWorker
 from config.settings import EngineSettings
 
@@ -36,12 +37,13 @@ def serve(channel: ChildChannel, build: BuildWorker = build_worker) -> None:
     with noted_warnings() as warnings:
         worker = build(settings, lambda phase, done: channel.send(Progress(phase, done)))
     capabilities = msgspec.structs.replace(worker.capabilities(), warnings=tuple(warnings))
+    sizes = sizes_of(settings)
     loop = PoolLoop(
         worker,
         lambda timeout: [m for m in channel.receive(timeout) if isinstance(m, PoolSubmit)],
         channel.send,
-        size=BatchSize(settings.inter_token_target_ms / 1e3, settings.max_step_tokens),
-        max_requests=settings.max_sequences,
+        size=BatchSize(settings.inter_token_target_ms / 1e3, sizes.max_step_tokens),
+        max_requests=sizes.max_sequences,
     )
     gc.collect()
     gc.freeze()  # the model's objects live for ever: keep collections short

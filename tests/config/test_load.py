@@ -22,7 +22,7 @@ def test_flags_win_over_variables_over_the_file_over_defaults(tmp_path: Path) ->
     engine, server = load_settings({"port": "1003", "config": str(file)}, environment)
     assert (server.port, server.host) == (1003, "::1")
     assert (engine.block_size, engine.prefix_caching) == (8, False)
-    assert engine.max_sequences == EngineSettings().max_sequences
+    assert engine.memory_fraction == EngineSettings().memory_fraction
 
 
 def test_the_file_may_be_named_by_a_variable(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from batching.core.types import StepPlan, StepResult
 from batching.engine import child
+from batching.engine.sizes import sizes_of
 from batching.worker.protocol import Capabilities, Worker, WorkerError
 from batching.worker.simulated import SimulatedWorker, StepCost, folder_capabilities
 from config.settings import EngineSettings
@@ -80,8 +81,7 @@ def _build_worker(settings: EngineSettings, progress: Callable[[str, float], Non
         settings.model,
         num_blocks=settings.num_blocks or config.get("free_blocks", child.SIMULATED_BLOCKS),
         block_size=settings.block_size,
-        max_sequences=settings.max_sequences,
-        max_step_tokens=settings.max_step_tokens,
+        **sizes_of(settings)._asdict(),
         max_model_len=settings.max_model_len,
     )
     return FaultyWorker(capabilities, StepCost(fixed=STEP_SECONDS))
