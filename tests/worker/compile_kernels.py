@@ -155,10 +155,11 @@ def main() -> None:
         compile_draws(target)
     compile_fused(HOPPER, "fp8e4nv")
     for codes in ("i8", "fp8e4nv", "u8"):
-        for rows in quantized_kernel.TILES:
+        tiles = quantized_kernel.INT4_TILES if codes == "u8" else quantized_kernel.TILES
+        for rows in tiles:
             compile_product(HOPPER, "bf16", codes, rows)
         for target in (ADA, MI300):
-            compile_product(target, "bf16", codes, max(quantized_kernel.TILES))
+            compile_product(target, "bf16", codes, max(tiles))
 
 
 if __name__ == "__main__":
