@@ -2,7 +2,7 @@
 
 Promise: what a query gets depends on its own sequence only, not on the batch. Keys are folded in
 tiles that start at fixed positions; the keys of a sequence that adds one token are cut into splits
-at fixed positions, too, which a second launch joins in order.
+at positions that depend on its length only, and what they give is added up in their order.
 
 `prepare` divides the work on the host, once a step for each kind of layer, and sends all of it to
 the device in one copy; nothing waits for the device. How much there is the kernels read from there,
@@ -20,12 +20,17 @@ import torch
 import triton
 
 from batching.worker.attention import AttentionMetadata, LayerSpec
-from batching.worker.attention_kernels import attend, join, write_pages
-from batching.worker.attention_work import Division, divide, most_splits
+from batching.worker.attention_kernels import attend, write_pages
+from batching.worker.attention_work import Division, divide
 from batching.worker.device import compute_units, float32_products, has_fp8, shared_memory, upload
 
-SPLIT_TOKENS = 512
-ROOM_BYTES = 256 << 20  # for partial results; splits are longer where it would not suffice
+SPLIT_TOKENS = 256  # the least that a split has
+MOST_SPLITS = 32  # of a sequence: longer ones have longer splits
+ROOM_BYTES = 256 << 20  # for partial results; there are fewer splits where it would not suffice
+# Of single queries, there are up to so many programs for each that runs at once: those that come
+# later balance the load. Recordings expect SPLITS of a sequence, as idle programs cost, too.
+WAVES = 6
+SPLITS = 4
 LOG2_E = 1.4426950408889634
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_HEAD = 256
@@ -33,41 +38,42 @@ PLENTY = 160 << 10  # bytes of a unit's shared memory that `TILES` wants
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """How one size of head is computed.
-
-    A prompt tile has `rows` rows (queries times heads of a group) and folds `keys` keys at a time,
-    with `stages` in Triton's pipeline; single queries have their own. `programs` and
-    `single_programs` run on a compute unit at once, in steps with and without prompts.
-    """
+class Tile:
+    """How a program computes: `rows` rows (queries times heads of a group) by `keys` keys at a
+    time, with `stages` in Triton's pipeline and so many warps. A compute unit holds `programs`."""
 
     rows: int
     keys: int
     stages: int
-    single_keys: int
-    single_stages: int
     warps: int
     programs: int
-    single_programs: int
 
 
-# By padded head size, for 16-bit numbers. Chosen by what the compiler reports for sm_90: nothing is
-# spilled, and a unit holds as many programs as are launched. Not yet measured on a GPU.
+@dataclass(frozen=True)
+class Tiles:
+    """How one size of head is computed: prompts, and queries of sequences that add one token."""
+
+    prompt: Tile
+    single: Tile
+
+
+# By padded head size, for 16-bit numbers. 128 is the best of a dozen on an H200; the others follow
+# it, with what the compiler reports for sm_90: nothing is spilled, and as many programs fit.
 TILES = {
-    64: Tiles(64, 64, 5, 128, 5, warps=4, programs=2, single_programs=2),
-    128: Tiles(64, 64, 5, 64, 5, warps=4, programs=2, single_programs=2),
-    256: Tiles(64, 32, 3, 32, 5, warps=8, programs=1, single_programs=2),
+    64: Tiles(Tile(64, 64, 3, 4, 2), Tile(16, 64, 3, 2, 5)),
+    128: Tiles(Tile(64, 64, 3, 4, 2), Tile(16, 32, 3, 2, 5)),
+    256: Tiles(Tile(64, 32, 3, 8, 1), Tile(16, 32, 3, 4, 2)),
 }
 # For the 64 KiB of shared memory that every GPU has.
 SMALL_TILES = {
-    64: Tiles(64, 32, 3, 64, 3, warps=4, programs=2, single_programs=2),
-    128: Tiles(64, 32, 3, 32, 3, warps=4, programs=1, single_programs=2),
-    256: Tiles(32, 16, 2, 16, 3, warps=4, programs=1, single_programs=1),
+    64: Tiles(Tile(64, 32, 3, 4, 2), Tile(16, 64, 3, 4, 2)),
+    128: Tiles(Tile(64, 32, 3, 4, 1), Tile(16, 32, 3, 4, 2)),
+    256: Tiles(Tile(32, 16, 2, 4, 1), Tile(16, 16, 3, 4, 1)),
 }
 FLOAT32_TILES = {
-    64: Tiles(32, 32, 3, 32, 3, warps=4, programs=1, single_programs=2),
-    128: Tiles(16, 16, 3, 32, 3, warps=4, programs=1, single_programs=2),
-    256: Tiles(16, 16, 1, 16, 1, warps=8, programs=1, single_programs=1),
+    64: Tiles(Tile(32, 32, 3, 4, 1), Tile(16, 32, 3, 4, 2)),
+    128: Tiles(Tile(16, 16, 3, 4, 1), Tile(16, 32, 2, 4, 1)),
+    256: Tiles(Tile(16, 16, 1, 8, 1), Tile(16, 16, 1, 8, 1)),
 }
 
 
@@ -86,16 +92,12 @@ def padded(count: int, least: int = 16) -> int:
 
 @dataclass
 class Work:
-    """What layers of one kind do in a step: the kernels' table int32 [n, FIELDS], and the launch.
-
-    `reserved` rows of it are for joins. `mixed` says whether prompt tiles are looked for,
-    `programs` how many programs share the rest.
-    """
+    """What layers of one kind do in a step: the kernels' table int32 [n, FIELDS], and how many
+    programs share its prompt tiles and its single queries."""
 
     table: torch.Tensor
-    reserved: int
-    mixed: bool
-    programs: int
+    prompt_programs: int
+    single_programs: int
 
 
 Kind = tuple[int, int, int, int | None]  # heads, KV heads, head size, window
@@ -121,8 +123,9 @@ class TritonAttention:
         self._units, self._shared = compute_units(device), shared_memory(device)
         self._tiles: dict[int, Tiles] = {}  # by head size
         self._precision = float32_products(device)
-        self._split = SPLIT_TOKENS
+        self._most_splits = MOST_SPLITS
         self._room = torch.empty(0, device=device)
+        self._arrived = torch.zeros(0, dtype=torch.int32, device=device)
 
     def refuses(self, spec: LayerSpec, dtype: torch.dtype) -> str | None:
         if dtype not in DTYPES:
@@ -149,9 +152,11 @@ class TritonAttention:
     def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:
         """Make room for the partial results of that many sequences of that length."""
         each = sequences * max(map(_partial_floats, specs))
-        while each * most_splits(max_context, self._split) * 4 > ROOM_BYTES:
-            self._split *= 2
-        self._room = self._room.new_empty(each * most_splits(max_context, self._split))
+        while each * self.most_splits(max_context) * 4 > ROOM_BYTES:
+            self._most_splits //= 2
+        partials = sequences * self.most_splits(max_context)
+        self._room = self._room.new_empty(partials * max(map(_partial_floats, specs)))
+        self._arrived = self._arrived.new_zeros(partials * max(spec.kv_heads for spec in specs))
 
     def divide(
         self, metadata: AttentionMetadata, specs: Iterable[LayerSpec]
@@ -165,26 +170,34 @@ class TritonAttention:
 
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> Schedule:
         divisions = self.divide(metadata, specs)
-        tables = [division.table(len(division.joins)) for division in divisions.values()]
+        tables = [division.table() for division in divisions.values()]
         sent = upload(np.concatenate(tables), torch.int32, self._device).split(
             [len(t) for t in tables]
         )
         schedule = {}
         for (kind, division), table in zip(divisions.items(), sent, strict=True):
-            pieces = (len(division.tiles) + len(division.singles)) * kind[1]
-            mixed = len(division.tiles) > 0
-            programs = min(pieces, self.programs(kind, mixed=mixed))
-            schedule[kind] = Work(table, len(division.joins), mixed, programs)
+            prompt, single = self._at_once(kind)
+            schedule[kind] = Work(
+                table,
+                min(len(division.tiles) * kind[1], prompt),
+                min(len(division.singles) * kind[1], single * WAVES),
+            )
         return schedule
 
     def most_splits(self, max_context: int) -> int:
         """The most pieces that one sequence's keys are cut into."""
-        return most_splits(max_context, self._split)
+        return min(self._most_splits, -(-max_context // SPLIT_TOKENS))
 
-    def programs(self, kind: Kind, *, mixed: bool) -> int:
-        """How many programs the device runs at once."""
+    def work(self, kind: Kind, table: torch.Tensor, tokens: int, *, mixed: bool) -> Work:
+        """For any step of so many tokens, with or without prompts."""
+        prompt, single = self._at_once(kind)
+        expected = tokens * kind[1] * SPLITS
+        return Work(table, prompt if mixed else 0, min(max(single, expected), single * WAVES))
+
+    def _at_once(self, kind: Kind) -> tuple[int, int]:
+        """How many programs the device runs at once, of prompts and of single queries."""
         tiles = self._tiles[kind[2]]
-        return self._units * (tiles.programs if mixed else tiles.single_programs)
+        return self._units * tiles.prompt.programs, self._units * tiles.single.programs
 
     def forward(
         self,
@@ -210,24 +223,21 @@ class TritonAttention:
         """As `forward`, when keys and values have been written."""
         work: Work = metadata.schedule[kind_of(spec)]
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        width = padded(spec.head_dim)
-        partials, sums = self._partial_results(spec)
-        self._fold(query, pages, output, partials, sums, spec, metadata, work)
-        if work.reserved:
-            join[work.reserved, spec.heads](
-                partials, sums, work.table, spec.sinks, output,
-                HEADS=spec.heads, DIM=spec.head_dim, WIDTH=width, SINKS=spec.sinks is not None,
-                num_warps=1 if width <= 128 else 2,
-            )  # fmt: skip
+        if work.prompt_programs:
+            self._fold(query, pages, output, spec, metadata, work, single=False)
+        if work.single_programs:
+            self._fold(query, pages, output, spec, metadata, work, single=True)
         return output
 
     def _divide(self, metadata: AttentionMetadata, spec: LayerSpec) -> Division:
         tiles = self._tiles[spec.head_dim]
-        rows, group = _rows_of(spec, tiles), spec.heads // spec.kv_heads
-        keys = max(tiles.keys, tiles.single_keys)
+        group = spec.heads // spec.kv_heads
         return divide(
-            metadata.counts, metadata.contexts, rows // group, keys, self._split, spec.window
-        )
+            metadata.counts, metadata.contexts,
+            queries=_rows_of(spec, tiles.prompt) // group,
+            keys=max(tiles.prompt.keys, tiles.single.keys),
+            split=SPLIT_TOKENS, most=self._most_splits, window=spec.window,
+        )  # fmt: skip
 
     def _partial_results(self, spec: LayerSpec) -> tuple[torch.Tensor, torch.Tensor]:
         """Values and sums of every partial result, in the room that all layers use in turn."""
@@ -255,48 +265,50 @@ class TritonAttention:
         query: torch.Tensor,
         pages: tuple[torch.Tensor, torch.Tensor],
         output: torch.Tensor,
-        partials: torch.Tensor,
-        sums: torch.Tensor,
         spec: LayerSpec,
         metadata: AttentionMetadata,
         work: Work,
+        *,
+        single: bool,
     ) -> None:
         tiles = self._tiles[spec.head_dim]
+        tile = tiles.single if single else tiles.prompt
+        programs = work.single_programs if single else work.prompt_programs
         inner, outer = spec.scale * LOG2_E, 0.0
         if spec.softcap is not None:
             inner, outer = 2 * inner / spec.softcap, spec.softcap * LOG2_E
-        attend[(work.programs,)](
-            query, *pages, metadata.block_tables, work.table, spec.sinks, output, partials, sums,
-            work.reserved, metadata.block_tables.stride(0), query.stride(0), query.stride(1),
+        attend[(programs,)](
+            query, *pages, metadata.block_tables, work.table, spec.sinks, output,
+            *self._partial_results(spec), self._arrived,
+            metadata.block_tables.stride(0), query.stride(0), query.stride(1),
             inner, outer, spec.window or 0,
-            **constants(spec, tiles, metadata.block_size), MIXED=work.mixed,
-            PRECISION=self._precision, num_warps=tiles.warps,
+            **constants(spec, tile, metadata.block_size), SINGLE=single,
+            PRECISION=self._precision, num_warps=tile.warps,
         )  # fmt: skip
 
 
-def constants(spec: LayerSpec, tiles: Tiles, block_size: int) -> dict[str, Any]:
-    """What `attend` is compiled for, besides `MIXED` and `PRECISION`."""
+def constants(spec: LayerSpec, tile: Tile, block_size: int) -> dict[str, Any]:
+    """What `attend` is compiled for, besides `SINGLE` and `PRECISION`."""
+    joined = 1024 * tile.warps // (padded(spec.heads // spec.kv_heads, 1) * padded(spec.head_dim))
     return {
         "KV_HEADS": spec.kv_heads,
         "GROUP": spec.heads // spec.kv_heads,
         "DIM": spec.head_dim,
         "WIDTH": padded(spec.head_dim),
         "BLOCK": block_size,
-        "ROWS": _rows_of(spec, tiles),
-        "KEYS": tiles.keys,
-        "STAGES": tiles.stages,
-        "SINGLE_ROWS": padded(spec.heads // spec.kv_heads),
-        "SINGLE_KEYS": tiles.single_keys,
-        "SINGLE_STAGES": tiles.single_stages,
+        "ROWS": _rows_of(spec, tile),
+        "KEYS": tile.keys,
+        "STAGES": tile.stages,
+        "JOINED": max(1, min(16, joined)),  # so that a thread holds 32 numbers of them
         "WINDOWED": spec.window is not None,
         "CAPPED": spec.softcap is not None,
         "SINKS": spec.sinks is not None,
     }
 
 
-def _rows_of(spec: LayerSpec, tiles: Tiles) -> int:
-    """Rows of a prompt tile: at least a group of heads."""
-    return max(tiles.rows, padded(spec.heads // spec.kv_heads))
+def _rows_of(spec: LayerSpec, tile: Tile) -> int:
+    """Rows of a tile: at least a group of heads."""
+    return max(tile.rows, padded(spec.heads // spec.kv_heads))
 
 
 def _partial_floats(spec: LayerSpec) -> int:

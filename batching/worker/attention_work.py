@@ -11,30 +11,35 @@ FIELDS = 8  # int32 of a row; `attention_kernels.py` says what they are
 
 @dataclass(frozen=True)
 class Division:
-    """Rows int32 [n, FIELDS] of joins, prompt tiles and single queries, the longest ones first.
+    """Rows int32 [n, FIELDS] of prompt tiles and single queries, the longest ones first.
 
-    `partials` is how many partial results the joins add up.
+    `partials` is how many partial results there will be.
     """
 
-    joins: np.ndarray
     tiles: np.ndarray
     singles: np.ndarray
     partials: int
 
-    def table(self, reserved: int) -> np.ndarray:
-        """What the kernels read, with room for `reserved` joins."""
-        header = _rows(len(self.tiles), len(self.singles), len(self.joins))
-        unused = np.zeros((reserved - len(self.joins), FIELDS), np.int32)
-        return np.concatenate([header, self.joins, unused, self.tiles, self.singles])
+    def table(self) -> np.ndarray:
+        """What the kernels read."""
+        header = _rows(len(self.tiles), len(self.singles))
+        return np.concatenate([header, self.tiles, self.singles])
 
 
 def divide(
-    counts: list[int], contexts: list[int], queries: int, keys: int, split: int, window: int | None
+    counts: list[int],
+    contexts: list[int],
+    queries: int,
+    keys: int,
+    split: int,
+    most: int,
+    window: int | None,
 ) -> Division:
     """Cut a step whose sequences add `counts` tokens and then have `contexts`.
 
     A prompt tile has up to `queries` queries and all their keys. The keys of a sequence that adds
-    one token are cut at multiples of `split`. First keys are multiples of `keys`.
+    one token are cut into splits of `split`, or of the least multiple of it with which there are no
+    more than `most`. First keys are multiples of `keys`.
     """
     count, context = np.array(counts), np.array(contexts)
     token = np.cumsum(count) - count
@@ -45,32 +50,27 @@ def divide(
     position = (context - count)[sequence] + offset
     taken = np.minimum(queries, count[sequence] - offset)
     first = _first_key(position, keys, window)
-    tiles = _rows(sequence, token[sequence] + offset, taken, position, first, position + taken, -1)
+    tiles = _rows(sequence, token[sequence] + offset, taken, position, first, position + taken)
 
     last = context[single] - 1
     begin = _first_key(last, keys, window)
-    splits = last // split - begin // split + 1
+    size = -(-(last + 1 - begin) // (split * most)) * split
+    splits = -(-(last + 1 - begin) // size)
     partials = np.where(splits > 1, splits, 0)
     first_partial = np.cumsum(partials) - partials
     which, step = _spread(np.arange(len(single)), splits)
-    cut = (begin[which] // split + step) * split
+    cut = begin[which] + step * size[which]
     singles = _rows(
         single[which],
         token[single[which]],
-        1,
+        splits[which],
         last[which],
-        np.maximum(cut, begin[which]),
-        np.minimum(cut + split, last[which] + 1),
+        cut,
+        np.minimum(cut + size[which], last[which] + 1),
         np.where(partials[which] > 0, first_partial[which] + step, -1),
+        first_partial[which],
     )
-    joined = np.flatnonzero(partials)
-    joins = _rows(token[single[joined]], first_partial[joined], partials[joined])
-    return Division(joins, _longest_first(tiles), _longest_first(singles), int(partials.sum()))
-
-
-def most_splits(max_context: int, split: int) -> int:
-    """The most pieces that one sequence's keys are cut into."""
-    return -(-max_context // split)
+    return Division(_longest_first(tiles), _longest_first(singles), int(partials.sum()))
 
 
 def _spread(values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

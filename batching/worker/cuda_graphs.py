@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from batching.worker.attention import AttentionMetadata, LayerSpec
-from batching.worker.attention_triton import Schedule, TritonAttention, Work, kind_of
+from batching.worker.attention_triton import Schedule, TritonAttention, kind_of
 from batching.worker.attention_work import FIELDS
 from batching.worker.device import upload
 from batching.worker.model import PackedModel
@@ -78,7 +78,7 @@ class _Buffers:
         width = limits.max_model_len // limits.block_size + 1
         self._tables = zeros(tokens, width, dtype=torch.int32)
         splits = limits.max_sequences * backend.most_splits(limits.max_model_len + 1)
-        rows = 1 + 2 * tokens + splits  # a header, joins, tiles and dummies, single queries
+        rows = 1 + tokens + splits  # a header, tiles and dummies, single queries
         self._work = {kind_of(spec): zeros(rows, FIELDS, dtype=torch.int32) for spec in specs}
 
     def fill(self, tokens: torch.Tensor, positions: torch.Tensor, step: AttentionMetadata) -> None:
@@ -90,13 +90,13 @@ class _Buffers:
         self._tables[:count, :width].copy_(step.block_tables)
         device = self._tables.device
         for kind, division in self._backend.divide(step, self._specs).items():
-            table = division.table(reserved=len(tokens))
+            table = division.table()
             self._work[kind][: len(table)].copy_(upload(table, torch.int32, device))
 
     def metadata(self, tokens: int, *, mixed: bool) -> AttentionMetadata:
         """What layers see while a pass over so many tokens is recorded."""
         schedule: Schedule = {
-            kind: Work(table, tokens, mixed, self._backend.programs(kind, mixed=mixed))
+            kind: self._backend.work(kind, table, tokens, mixed=mixed)
             for kind, table in self._work.items()
         }
         bounds = torch.arange(tokens + 1, dtype=torch.int32, device=self._tables.device)

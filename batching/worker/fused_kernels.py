@@ -43,71 +43,74 @@ def rotate_and_write(
     value_pages: tl.tensor,
     slots: tl.tensor,
     epsilon: tl.tensor,
-    GROUP: tl.constexpr,
-    GROUP_PADDED: tl.constexpr,
     KV_HEADS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    QUERIES_PADDED: tl.constexpr,
+    KEYS_PADDED: tl.constexpr,
     HALF: tl.constexpr,
     HALF_PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     NORMED: tl.constexpr,
     PAGED: tl.constexpr,
 ) -> None:
-    """One program for a token's KV head and the query heads that share it.
+    """One program for a token.
 
     Queries are normalised and rotated where they are, keys too, or, with `PAGED`, on their way to
     the pages, where values go as well.
     """
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64)
     dim: tl.constexpr = 2 * HALF
-    at = tl.arange(0, HALF_PADDED)
-    inside = at < HALF
-    cosine = tl.load(cos + token * dim + at, mask=inside, other=0.0).to(tl.float32)
-    sine = tl.load(sin + token * dim + at, mask=inside, other=0.0).to(tl.float32)
-    first = qkv + token * ((GROUP + 2) * KV_HEADS * dim)
-    row = tl.arange(0, GROUP_PADDED)
-    queries = first + (head * GROUP + row)[:, None] * dim + at[None, :]
-    shown = (row < GROUP)[:, None] & inside[None, :]
-    left, right = _rotated(queries, shown, cosine, sine, query_norm, at, epsilon, HALF, NORMED)
-    tl.store(queries, left.to(qkv.dtype.element_ty), mask=shown)
-    tl.store(queries + HALF, right.to(qkv.dtype.element_ty), mask=shown)
-    key = first + (GROUP * KV_HEADS + head) * dim + at[None, :]
-    one = inside[None, :]
-    left, right = _rotated(key, one, cosine, sine, key_norm, at, epsilon, HALF, NORMED)
-    # As it would be if it went through memory.
-    left, right = left.to(qkv.dtype.element_ty), right.to(qkv.dtype.element_ty)
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    at = tl.arange(0, HALF_PADDED)[None, :]
+    row, head = tl.arange(0, QUERIES_PADDED)[:, None], tl.arange(0, KEYS_PADDED)[:, None]
+    queries = qkv + token * ((QUERIES + 2 * KV_HEADS) * dim) + row * dim + at
+    keys = qkv + token * ((QUERIES + 2 * KV_HEADS) * dim) + (QUERIES + head) * dim + at
+    asked, kept = (row < QUERIES) & (at < HALF), (head < KV_HEADS) & (at < HALF)
+    # All at once, before anything is stored.
+    query_left = tl.load(queries, mask=asked, other=0.0)
+    query_right = tl.load(queries + HALF, mask=asked, other=0.0)
+    key_left = tl.load(keys, mask=kept, other=0.0)
+    key_right = tl.load(keys + HALF, mask=kept, other=0.0)
+    cosine = tl.load(cos + token * dim + at, mask=at < HALF, other=0.0).to(tl.float32)
+    sine = tl.load(sin + token * dim + at, mask=at < HALF, other=0.0).to(tl.float32)
     if PAGED:
+        values = keys + KV_HEADS * dim
+        value_left, value_right = tl.load(values, mask=kept), tl.load(values + HALF, mask=kept)
         slot = tl.load(slots + token)
-        to = ((slot // BLOCK * KV_HEADS + head) * BLOCK + slot % BLOCK) * dim + at[None, :]
-        tl.store(key_pages + to, to_stored(left, key_pages), mask=one)
-        tl.store(key_pages + to + HALF, to_stored(right, key_pages), mask=one)
-        value = first + ((GROUP + 1) * KV_HEADS + head) * dim + at[None, :]
-        left, right = tl.load(value, mask=one), tl.load(value + HALF, mask=one)
-        tl.store(value_pages + to, to_stored(left, value_pages), mask=one)
-        tl.store(value_pages + to + HALF, to_stored(right, value_pages), mask=one)
+    left, right = _normed(query_left, query_right, query_norm, at, epsilon, HALF, NORMED)
+    tl.store(queries, (left * cosine - right * sine).to(dtype), mask=asked)
+    tl.store(queries + HALF, (right * cosine + left * sine).to(dtype), mask=asked)
+    left, right = _normed(key_left, key_right, key_norm, at, epsilon, HALF, NORMED)
+    # As it would be if it went through memory.
+    key_left = (left * cosine - right * sine).to(dtype)
+    key_right = (right * cosine + left * sine).to(dtype)
+    if PAGED:
+        to = ((slot // BLOCK * KV_HEADS + head) * BLOCK + slot % BLOCK) * dim + at
+        tl.store(key_pages + to, to_stored(key_left, key_pages), mask=kept)
+        tl.store(key_pages + to + HALF, to_stored(key_right, key_pages), mask=kept)
+        tl.store(value_pages + to, to_stored(value_left, value_pages), mask=kept)
+        tl.store(value_pages + to + HALF, to_stored(value_right, value_pages), mask=kept)
     else:
-        tl.store(key, left, mask=one)
-        tl.store(key + HALF, right, mask=one)
+        tl.store(keys, key_left, mask=kept)
+        tl.store(keys + HALF, key_right, mask=kept)
 
 
 @triton.jit
-def _rotated(
-    source: tl.tensor, shown: tl.tensor, cosine: tl.tensor, sine: tl.tensor, norm: tl.tensor,
-    at: tl.tensor, epsilon: tl.tensor, HALF: tl.constexpr, NORMED: tl.constexpr,
+def _normed(
+    left: tl.tensor, right: tl.tensor, norm: tl.tensor, at: tl.tensor, epsilon: tl.tensor,
+    HALF: tl.constexpr, NORMED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Both halves of some heads, rotated, in float32."""
-    left = tl.load(source, mask=shown, other=0.0).to(tl.float32)
-    right = tl.load(source + HALF, mask=shown, other=0.0).to(tl.float32)
+    """Both halves of some heads, normalised if that is done, in float32."""
+    dtype: tl.constexpr = left.dtype
+    left, right = left.to(tl.float32), right.to(tl.float32)
     if NORMED:
         total = tl.sum(left * left + right * right, 1)
         scale = tl.rsqrt(total / (2 * HALF) + epsilon)[:, None]
-        dtype: tl.constexpr = source.dtype.element_ty
-        inside = at < HALF
-        factor = tl.load(norm + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        factor = tl.load(norm + at, mask=at < HALF, other=0.0).to(tl.float32)
         left = ((left * scale).to(dtype).to(tl.float32) * factor).to(dtype).to(tl.float32)
-        factor = tl.load(norm + HALF + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        factor = tl.load(norm + HALF + at, mask=at < HALF, other=0.0).to(tl.float32)
         right = ((right * scale).to(dtype).to(tl.float32) * factor).to(dtype).to(tl.float32)
-    cosine, sine = cosine[None, :], sine[None, :]
-    return left * cosine - right * sine, right * cosine + left * sine
+    return left, right
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from batching.worker.fused_kernels import activate, normalize, rotate_and_write
 from batching.worker.model import PagedLayer
 
 PIECE = 1024  # of a row's activations, that a program computes
+ROTATED = 512  # pairs of a query's numbers to a warp
 
 
 class FusedNorm(nn.Module):
@@ -93,13 +94,14 @@ class FusedLayer(nn.Module):
         if paged is not None:
             metadata = paged.step.metadata
             pages, slots, block_size = paged.pages, metadata.slot_mapping, metadata.block_size
-        half = self.head_dim // 2
-        rotate_and_write[len(qkv), self.kv_heads](
+        half, queries = self.head_dim // 2, self.group * self.kv_heads
+        rotate_and_write[(len(qkv),)](
             qkv, cos, sin, query_norm, key_norm, *pages, slots,
             0.0 if norms[0] is None else float(norms[0].variance_epsilon),
-            GROUP=self.group, GROUP_PADDED=padded(self.group, 1), KV_HEADS=self.kv_heads,
-            HALF=half, HALF_PADDED=padded(half), BLOCK=block_size,
-            NORMED=query_norm is not None, PAGED=paged is not None,
+            KV_HEADS=self.kv_heads, QUERIES=queries, QUERIES_PADDED=padded(queries, 1),
+            KEYS_PADDED=padded(self.kv_heads, 1), HALF=half, HALF_PADDED=padded(half),
+            BLOCK=block_size, NORMED=query_norm is not None, PAGED=paged is not None,
+            num_warps=min(16, max(1, padded(queries, 1) * padded(half) // ROTATED)),
         )  # fmt: skip
 
     def _attend(self, qkv: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -10,10 +10,9 @@ import triton.language as tl
 
 from batching.worker.device import float32_products
 
-# By rows of a tile: outputs and inputs of a tile, stages, warps. The fastest of some on an H200,
-# for 28,672 outputs and 4,096 inputs; those of int4 by what the compiler says of sm_90.
-TILES = {16: (32, 256, 4, 4), 32: (32, 128, 5, 4), 64: (128, 64, 4, 8), 128: (128, 64, 3, 8)}
-INT4_TILES = {16: (32, 128, 5, 4), 32: (32, 128, 5, 4), 64: (64, 64, 3, 4)}
+# By rows of a tile: outputs and inputs of a tile, stages, warps. Chosen by what the compiler says
+# of sm_90; not yet measured on a GPU.
+TILES = {16: (32, 128, 5, 4), 32: (32, 128, 5, 4), 64: (64, 64, 3, 4)}
 
 
 @triton.jit
@@ -86,9 +85,8 @@ def _weights(
 
 def constants(rows: int, group: int, *, halves: bool) -> dict[str, Any]:
     """What `product` is compiled for, besides sizes, precision and bias."""
-    tiles = INT4_TILES if halves else TILES
-    tile = next((tile for tile in tiles if rows <= tile), max(tiles))
-    columns, depth, stages, warps = tiles[tile]
+    tile = next((tile for tile in TILES if rows <= tile), max(TILES))
+    columns, depth, stages, warps = TILES[tile]
     # A tile of int4 inputs lies within one group, in either half.
     depth = min(depth, group // 2 if halves else depth)
     return {"ROWS": tile, "COLUMNS": columns, "DEPTH": depth, "STAGES": stages, "HALVES": halves,

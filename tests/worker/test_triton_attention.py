@@ -83,6 +83,14 @@ def test_every_context_around_the_borders(backend: TritonAttention) -> None:
 
 def test_more_splits_than_are_joined_at_once(backend: TritonAttention) -> None:
     check(case_of(spec_of(1, 1, 8), [(16 * SPLIT + 1, 1)]), backend)
+    assert not backend._arrived.any()
+
+
+def test_long_sequences_have_long_splits(
+    backend: TritonAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_most_splits", 3)
+    check(case_of(spec_of(6, 2, 8), [(3 * SPLIT + 1, 1), (9 * SPLIT, 1), (SPLIT, 1)]), backend)
 
 
 def test_scores_far_apart(backend: TritonAttention) -> None:
@@ -110,30 +118,44 @@ def test_bits_do_not_depend_on_the_batch(backend: TritonAttention, window: int |
         assert torch.equal(alone, crowd)
 
 
-def test_work_covers_every_key_of_every_query_once() -> None:
+@pytest.mark.parametrize(
+    "window, most, splits",
+    [
+        (None, 9, {41: [0, 1, 2], 45: [3, 4]}),
+        (None, 2, {41: [0, 1], 45: [2, 3]}),
+        (1, 9, {}),
+        (600, 9, {41: [0, 1], 45: [2, 3]}),
+    ],
+)
+def test_work_covers_every_key_of_every_query_once(
+    window: int | None, most: int, splits: dict[int, list[int]]
+) -> None:
+    """`splits` has the partial results of each token that has any."""
     counts, contexts = [1, 40, 1, 3, 1], [1, 45, 1300, 3, 513]
-    joins = {
-        None: [[41, 0, 3], [45, 3, 2]],
-        1: [],
-        100: [[45, 0, 2]],
-        600: [[41, 0, 2], [45, 2, 2]],
-    }
-    for window in joins:
-        work = divide(counts, contexts, queries=16, keys=64, split=512, window=window)
-        seen: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for row in [*work.tiles.tolist(), *work.singles.tolist()]:
-            sequence, token, queries, position, first, end, _, _ = row
-            start = contexts[sequence] - counts[sequence]
-            assert token == sum(counts[:sequence]) + position - start
-            for p in range(position, position + queries):
-                oldest = 0 if window is None else max(0, p + 1 - window)
-                seen[sequence, p] += range(max(first, oldest), min(end, p + 1))
-        assert len(seen) == sum(counts)
-        for (_, position), keys in seen.items():
-            oldest = 0 if window is None else max(0, position + 1 - window)
-            assert sorted(keys) == list(range(oldest, position + 1))
-        assert [row[:3].tolist() for row in work.joins] == joins[window]
-        assert work.table(5).shape == (6 + len(work.tiles) + len(work.singles), FIELDS)
+    work = divide(counts, contexts, queries=16, keys=64, split=512, most=most, window=window)
+    seen: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row in [*work.tiles.tolist(), *work.singles.tolist()]:
+        sequence, token, queries, position, first, end, _, _ = row
+        if counts[sequence] == 1:
+            queries = 1  # that field has something else
+        start = contexts[sequence] - counts[sequence]
+        assert token == sum(counts[:sequence]) + position - start
+        for p in range(position, position + queries):
+            oldest = 0 if window is None else max(0, p + 1 - window)
+            seen[sequence, p] += range(max(first, oldest), min(end, p + 1))
+    assert len(seen) == sum(counts)
+    for (_, position), keys in seen.items():
+        oldest = 0 if window is None else max(0, position + 1 - window)
+        assert sorted(keys) == list(range(oldest, position + 1))
+    found = defaultdict(list)
+    for _, token, count, _, _, _, partial, first in sorted(work.singles.tolist()):
+        if partial < 0:
+            assert count == 1
+        else:
+            assert [count, first] == [len(splits[token]), splits[token][0]]
+            found[token].append(partial)
+    assert found == splits and work.partials == sum(map(len, splits.values()))
+    assert work.table().shape == (1 + len(work.tiles) + len(work.singles), FIELDS)
 
 
 def test_refusals_name_the_reason(backend: TritonAttention) -> None:
