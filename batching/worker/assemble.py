@@ -12,6 +12,7 @@ from batching.worker.kv_pool import block_bytes, choose_num_blocks
 from batching.worker.peers import Peers
 from batching.worker.protocol import Capabilities, UnsupportedModelError, WorkerConfig
 from batching.worker.runner import Loaded, Pages, Runner
+from batching.worker.slots import SlotTables
 from batching.worker.start_up import Phases
 
 GRAPHED = ("cuda",)  # kinds of devices that record launches
@@ -26,7 +27,7 @@ class Assembled:
     pages: Pages
     device: torch.device
     capabilities: Capabilities
-    spare: int  # a block that no sequence is given
+    slots: SlotTables
 
 
 def assemble(config: WorkerConfig, phases: Phases, peers: Peers | None = None) -> Assembled:
@@ -70,10 +71,11 @@ def assemble(config: WorkerConfig, phases: Phases, peers: Peers | None = None) -
         kv_bytes=blocks * each,
         phases=phases.seconds,
     )
+    slots = _slots(device, backend, specs, capabilities)
     if graphed:
         phases.begin("graphs")
-        runner = _record(runner, specs, backend, capabilities)
-    return Assembled(runner, backend, pages, device, capabilities, blocks if graphed else 0)
+        runner = _record(runner, specs, backend, capabilities, slots)
+    return Assembled(runner, backend, pages, device, capabilities, slots)
 
 
 def _load(
@@ -101,17 +103,41 @@ def _load(
     return model, backend
 
 
+def _slots(
+    device: torch.device,
+    backend: AttentionBackend,
+    specs: list[LayerSpec],
+    limits: Capabilities,
+) -> SlotTables:
+    """The block after the last is the dummies', where there are any."""
+    sizes = (limits.max_sequences, limits.max_model_len, limits.block_size)
+    if backend.name != "triton":
+        return SlotTables(*sizes, device)
+    from batching.worker.attention_triton import TritonAttention
+    from batching.worker.triton_slots import TritonSlots
+
+    assert isinstance(backend, TritonAttention)
+    return TritonSlots(*sizes, device, limits.num_blocks, backend, specs)
+
+
 def _record(
-    model: Runner, specs: list[LayerSpec], backend: AttentionBackend, capabilities: Capabilities
+    model: Runner,
+    specs: list[LayerSpec],
+    backend: AttentionBackend,
+    limits: Capabilities,
+    slots: SlotTables,
 ) -> Runner:
-    """The model with its small steps recorded. The block after the last is the dummies'."""
+    """The model with its small steps recorded."""
     from batching.worker.attention_triton import TritonAttention
     from batching.worker.cuda_graphs import GraphedModel, Recorder
     from batching.worker.model import PackedModel
+    from batching.worker.triton_slots import TritonSlots
 
     assert isinstance(model, PackedModel)
     assert isinstance(backend, TritonAttention)
-    graphed = GraphedModel(model, backend, specs, capabilities, capabilities.num_blocks)
+    assert isinstance(slots, TritonSlots)
+    graphed = GraphedModel(model, backend, specs, limits, slots.tables)
     with torch.inference_mode():
         graphed.record(Recorder())
+    slots.place = graphed.place
     return graphed

@@ -41,7 +41,9 @@ class AttentionMetadata:
     `block_tables` int32 [sequences, max_blocks]: entries beyond the context are undefined.
     `slot_mapping` int64 [tokens]: block * block_size + offset, where each token's key goes.
     `counts`, `contexts`: each sequence's queries and context, on the host.
-    `schedule`: what the backend's `prepare` returned, for instance its division of the work.
+    `schedule`: what the backend's `prepare` returned, for instance its division of the work. One
+    that was made before (`triton_slots.py`) says itself which rows of `block_tables` to read, and
+    there is no `query_start` and `context`.
     """
 
     query_start: torch.Tensor

@@ -11,7 +11,7 @@ so a captured launch serves whatever step fits its buffers (`cuda_graphs.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,30 +159,31 @@ class TritonAttention:
         self._arrived = self._arrived.new_zeros(partials * max(spec.kv_heads for spec in specs))
 
     def divide(
-        self, metadata: AttentionMetadata, specs: Iterable[LayerSpec]
+        self,
+        counts: Sequence[int] | np.ndarray,
+        contexts: Sequence[int] | np.ndarray,
+        specs: Iterable[LayerSpec],
+        table_rows: np.ndarray | None = None,
     ) -> dict[Kind, Division]:
-        """The step's work for each kind of layer."""
+        """A step's work for each kind of layer (`attention_work.divide`)."""
         kinds = {kind_of(spec): spec for spec in specs}
-        return {kind: self._divide(metadata, spec) for kind, spec in kinds.items()}
+        return {
+            kind: self._divide(counts, contexts, spec, table_rows) for kind, spec in kinds.items()
+        }
 
     def touch_when_idle(self, pages: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """A device's memory is there when it has been allocated."""
 
     def prepare(self, metadata: AttentionMetadata, specs: list[LayerSpec]) -> Schedule:
-        divisions = self.divide(metadata, specs)
+        divisions = self.divide(metadata.counts, metadata.contexts, specs)
         tables = [division.table() for division in divisions.values()]
         sent = upload(np.concatenate(tables), torch.int32, self._device).split(
             [len(t) for t in tables]
         )
-        schedule = {}
-        for (kind, division), table in zip(divisions.items(), sent, strict=True):
-            prompt, single = self._at_once(kind)
-            schedule[kind] = Work(
-                table,
-                min(len(division.tiles) * kind[1], prompt),
-                min(len(division.singles) * kind[1], single * WAVES),
-            )
-        return schedule
+        return {
+            kind: self.work_of(kind, division, table)
+            for (kind, division), table in zip(divisions.items(), sent, strict=True)
+        }
 
     def most_splits(self, max_context: int) -> int:
         """The most pieces that one sequence's keys are cut into."""
@@ -193,6 +194,15 @@ class TritonAttention:
         prompt, single = self._at_once(kind)
         expected = tokens * kind[1] * SPLITS
         return Work(table, prompt if mixed else 0, min(max(single, expected), single * WAVES))
+
+    def work_of(self, kind: Kind, division: Division, table: torch.Tensor) -> Work:
+        """For one step, whose table is on the device."""
+        prompt, single = self._at_once(kind)
+        return Work(
+            table,
+            min(len(division.tiles) * kind[1], prompt),
+            min(len(division.singles) * kind[1], single * WAVES),
+        )
 
     def _at_once(self, kind: Kind) -> tuple[int, int]:
         """How many programs the device runs at once, of prompts and of single queries."""
@@ -229,11 +239,17 @@ class TritonAttention:
             self._fold(query, pages, output, spec, metadata, work, single=True)
         return output
 
-    def _divide(self, metadata: AttentionMetadata, spec: LayerSpec) -> Division:
+    def _divide(
+        self,
+        counts: Sequence[int] | np.ndarray,
+        contexts: Sequence[int] | np.ndarray,
+        spec: LayerSpec,
+        table_rows: np.ndarray | None,
+    ) -> Division:
         tiles = self._tiles[spec.head_dim]
         group = spec.heads // spec.kv_heads
         return divide(
-            metadata.counts, metadata.contexts,
+            counts, contexts, table_rows,
             queries=_rows_of(spec, tiles.prompt) // group,
             keys=max(tiles.prompt.keys, tiles.single.keys),
             split=SPLIT_TOKENS, most=self._most_splits, window=spec.window,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 FIELDS = 8  # int32 of a row; `attention_kernels.py` says what they are
+_NO_ROWS = np.empty((0, FIELDS), np.int32)
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,18 @@ class Division:
 
     def table(self) -> np.ndarray:
         """What the kernels read."""
-        header = _rows(len(self.tiles), len(self.singles))
-        return np.concatenate([header, self.tiles, self.singles])
+        tiles, singles = len(self.tiles), len(self.singles)
+        table = np.zeros((1 + tiles + singles, FIELDS), np.int32)
+        table[0, :2] = tiles, singles
+        table[1 : 1 + tiles], table[1 + tiles :] = self.tiles, self.singles
+        return table
 
 
 def divide(
-    counts: list[int],
-    contexts: list[int],
+    counts: Sequence[int] | np.ndarray,
+    contexts: Sequence[int] | np.ndarray,
+    table_rows: np.ndarray | None = None,
+    *,
     queries: int,
     keys: int,
     split: int,
@@ -39,41 +46,49 @@ def divide(
 
     A prompt tile has up to `queries` queries and all their keys. The keys of a sequence that adds
     one token are cut into splits of `split`, or of the least multiple of it with which there are no
-    more than `most`. First keys are multiples of `keys`.
+    more than `most`. First keys are multiples of `keys`. `table_rows` are the sequences' rows of
+    the block tables, if they are not in order.
     """
-    count, context = np.array(counts), np.array(contexts)
+    count, context = np.asarray(counts), np.asarray(contexts)
+    table = np.arange(len(count)) if table_rows is None else table_rows
     token = np.cumsum(count) - count
-    many, single = np.flatnonzero(count > 1), np.flatnonzero(count == 1)
+    single = np.flatnonzero(count == 1)
+    tiles = _NO_ROWS
+    if len(single) < len(count):
+        many = np.flatnonzero(count > 1)
+        sequence, step = spread(many, -(-count[many] // queries))
+        offset = step * queries
+        position = (context - count)[sequence] + offset
+        taken = np.minimum(queries, count[sequence] - offset)
+        first, end = _first_key(position, keys, window), position + taken
+        tiles = _rows(table[sequence], token[sequence] + offset, taken, position, first, end)
+        context, table, token = context[single], table[single], token[single]
 
-    sequence, step = _spread(many, -(-count[many] // queries))
-    offset = step * queries
-    position = (context - count)[sequence] + offset
-    taken = np.minimum(queries, count[sequence] - offset)
-    first = _first_key(position, keys, window)
-    tiles = _rows(sequence, token[sequence] + offset, taken, position, first, position + taken)
-
-    last = context[single] - 1
+    last = context - 1
     begin = _first_key(last, keys, window)
-    size = -(-(last + 1 - begin) // (split * most)) * split
-    splits = -(-(last + 1 - begin) // size)
+    size = -(-(context - begin) // (split * most)) * split
+    splits = -(-(context - begin) // size)
+    if splits.max(initial=1) == 1:
+        singles = _rows(table, token, 1, last, begin, context, -1)
+        return Division(_longest_first(tiles), _longest_first(singles), 0)
     partials = np.where(splits > 1, splits, 0)
     first_partial = np.cumsum(partials) - partials
-    which, step = _spread(np.arange(len(single)), splits)
+    which, step = spread(np.arange(len(single)), splits)
     cut = begin[which] + step * size[which]
     singles = _rows(
-        single[which],
-        token[single[which]],
+        table[which],
+        token[which],
         splits[which],
         last[which],
         cut,
-        np.minimum(cut + size[which], last[which] + 1),
+        np.minimum(cut + size[which], context[which]),
         np.where(partials[which] > 0, first_partial[which] + step, -1),
         first_partial[which],
     )
     return Division(_longest_first(tiles), _longest_first(singles), int(partials.sum()))
 
 
-def _spread(values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def spread(values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each value so many times, and how many times it came before."""
     step = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
     return np.repeat(values, times), step
@@ -93,4 +108,4 @@ def _rows(*columns: np.ndarray | int) -> np.ndarray:
 
 
 def _longest_first(rows: np.ndarray) -> np.ndarray:
-    return rows[np.argsort(rows[:, 4] - rows[:, 5], kind="stable")]
+    return rows if len(rows) < 2 else rows[np.argsort(rows[:, 4] - rows[:, 5], kind="stable")]

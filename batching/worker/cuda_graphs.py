@@ -1,11 +1,11 @@
 """CUDA graphs: a step of few tokens as one launch, recorded at start-up for some numbers of tokens.
 
-A step is padded with dummies to the next recorded size; each is a sequence of one token, on a block
-that no request is given. What a step needs is copied into buffers that stay where they are, and the
-recorded pass over them is replayed. How much attention there is, and of what, is in such a buffer,
-too (`attention_triton.py`): one recording serves every context, and prompts as well as decodes.
-Sizes are recorded from the largest to the smallest, from one pool of memory, so that each finds
-room in what the one before has used.
+A step is padded with dummies to the next recorded size; each is a token on a block that no request
+is given, without attention. What a step needs is written into buffers that stay where they are
+(`triton_slots.py`), and the recorded pass over them is replayed. How much attention there is, and
+of what, is in such a buffer, too (`attention_triton.py`): one recording serves every context, and
+prompts as well as decodes. Sizes are recorded from the largest to the smallest, from one pool of
+memory, so that each finds room in what the one before has used.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 
 import torch
 
 from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.attention_triton import Schedule, TritonAttention, kind_of
 from batching.worker.attention_work import FIELDS
-from batching.worker.device import upload
 from batching.worker.model import PackedModel
 from batching.worker.protocol import Capabilities
+from batching.worker.triton_slots import Place
 
 logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Where the GPU would wait for the host to launch as much, as it does for some 12 ms a pass.
+LARGE_SIZES = (640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096)
+HOST_SECONDS = 0.015
+GPU_SPEED = 4e14  # operations a second, roughly
 LEAST_MIXED = 16  # tokens of the smallest recording with prompts
+ROOM = 8192  # numbers that a step's inputs may be besides three a token
 
 Pass = Callable[[], torch.Tensor]
 Recording = tuple[Callable[[], None], torch.Tensor]  # how to replay, and where the result will be
@@ -66,50 +72,40 @@ class _Buffers:
         specs: list[LayerSpec],
         limits: Capabilities,
         tokens: int,
-        device: torch.device,
+        block_tables: torch.Tensor,
     ) -> None:
-        def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self._backend, self._specs, self._block_size = backend, specs, limits.block_size
-        self.tokens = zeros(tokens, dtype=torch.int64)
-        self.positions = zeros(tokens, dtype=torch.int64)
-        self._slots = zeros(tokens, dtype=torch.int64)
-        width = limits.max_model_len // limits.block_size + 1
-        self._tables = zeros(tokens, width, dtype=torch.int32)
+        self._backend, self._limits, self._block_tables = backend, limits, block_tables
+        device = block_tables.device
+        self._tokens, self._positions, self._places = (
+            torch.zeros(tokens, dtype=torch.int64, device=device) for _ in range(3)
+        )
         splits = limits.max_sequences * backend.most_splits(limits.max_model_len + 1)
-        rows = 1 + tokens + splits  # a header, tiles and dummies, single queries
-        self._work = {kind_of(spec): zeros(rows, FIELDS, dtype=torch.int32) for spec in specs}
+        # A header, tiles, and what sequences of one token are cut into.
+        size = (1 + tokens + splits) * FIELDS
+        self._work = {
+            kind: torch.zeros(size + 3 * tokens + ROOM, dtype=torch.int32, device=device)
+            for kind in dict.fromkeys(map(kind_of, specs))
+        }
 
-    def fill(self, tokens: torch.Tensor, positions: torch.Tensor, step: AttentionMetadata) -> None:
-        """Take in a step, padding included. Waits for nothing."""
-        count, width = step.block_tables.shape
-        self.tokens[: len(tokens)].copy_(tokens)
-        self.positions[: len(tokens)].copy_(positions)
-        self._slots[: len(tokens)].copy_(step.slot_mapping)
-        self._tables[:count, :width].copy_(step.block_tables)
-        device = self._tables.device
-        for kind, division in self._backend.divide(step, self._specs).items():
-            table = division.table()
-            self._work[kind][: len(table)].copy_(upload(table, torch.int32, device))
-
-    def metadata(self, tokens: int, *, mixed: bool) -> AttentionMetadata:
-        """What layers see while a pass over so many tokens is recorded."""
+    def place(self, tokens: int, *, mixed: bool) -> Place:
+        """Where the inputs of a step of so many tokens are to be."""
         schedule: Schedule = {
             kind: self._backend.work(kind, table, tokens, mixed=mixed)
             for kind, table in self._work.items()
         }
-        bounds = torch.arange(tokens + 1, dtype=torch.int32, device=self._tables.device)
-        return AttentionMetadata(
-            query_start=bounds,
-            context=torch.ones_like(bounds[1:]),
-            block_tables=self._tables[:tokens],
-            slot_mapping=self._slots[:tokens],
-            block_size=self._block_size,
+        nothing = self._block_tables[:0, 0]
+        metadata = AttentionMetadata(
+            query_start=nothing,
+            context=nothing,
+            block_tables=self._block_tables,
+            slot_mapping=self._places[:tokens],
+            block_size=self._limits.block_size,
             counts=[1] * tokens,
             contexts=[1] * tokens,
             schedule=schedule,
         )
+        inbox = next(iter(self._work.values()))
+        return Place(self._tokens[:tokens], self._positions[:tokens], metadata, inbox)
 
 
 class GraphedModel:
@@ -121,58 +117,62 @@ class GraphedModel:
         backend: TritonAttention,
         specs: list[LayerSpec],
         limits: Capabilities,
-        spare: int,
+        block_tables: torch.Tensor,
     ) -> None:
-        """`spare` is the block of dummies, which has no other use."""
-        self._model, self._spare = model, spare
-        self._device = model.model.device
+        """`block_tables` are those that never move (`SlotTables.tables`)."""
+        self._model = model
         sizes = [size for size in SIZES if size <= limits.max_step_tokens]
         # Decodes have no more tokens than there are sequences.
         enough = bisect_left(sizes, limits.max_sequences) + 1
-        self._sizes = {False: sizes[:enough], True: [s for s in sizes if s >= LEAST_MIXED]}
-        self._buffers = _Buffers(backend, specs, limits, sizes[-1], self._device)
+        most = min(limits.max_step_tokens, HOST_SECONDS * GPU_SPEED / model.token_operations)
+        mixed = [s for s in sizes if s >= LEAST_MIXED] + [s for s in LARGE_SIZES if s <= most]
+        self._sizes = {False: sizes[:enough], True: mixed}
+        buffers = _Buffers(backend, specs, limits, max(sizes + mixed), block_tables)
+        self._places = {
+            (size, is_mixed): buffers.place(size, mixed=is_mixed)
+            for is_mixed, some in self._sizes.items()
+            for size in some
+        }
         self._recordings: dict[tuple[int, bool], Recording] = {}
 
     def record(self, recorder: Callable[[Pass], Recording]) -> None:
         """Record all sizes. Where the model waits for the device none is recorded, and said so."""
-        steps = [(size, mixed) for mixed, sizes in self._sizes.items() for size in sizes]
-        for size, mixed in sorted(steps, reverse=True):
-            metadata = self._buffers.metadata(size, mixed=mixed)
-            metadata.block_tables.fill_(self._spare)
-            metadata.slot_mapping.fill_(self._spare * metadata.block_size)
-            tokens, positions = self._buffers.tokens[:size], self._buffers.positions[:size]
-            self._buffers.fill(tokens, positions, metadata)
+        for key, place in sorted(self._places.items(), key=itemgetter(0), reverse=True):
+            step = partial(self._model.run, place.tokens, place.positions, place.metadata)
             try:
-                self._recordings[size, mixed] = recorder(
-                    partial(self._model.run, tokens, positions, metadata)
-                )
+                self._recordings[key] = recorder(step)
             except RuntimeError as error:
                 logger.warning("no CUDA graphs: %s", str(error).split("\n")[0])
                 self._recordings.clear()
                 return
 
+    def place(self, tokens: int, sequences: int) -> Place | None:
+        """Where a step of that size has to be, or None where it is not recorded."""
+        is_mixed = tokens > sequences
+        sizes = self._sizes[is_mixed] if self._recordings else []
+        index = bisect_left(sizes, tokens)
+        return self._places[sizes[index], is_mixed] if index < len(sizes) else None
+
     @property
     def weight_bytes(self) -> int:
         return self._model.weight_bytes
 
-    def padding(self, tokens: int, sequences: int) -> int:
-        sizes = self._sizes[tokens > sequences] if self._recordings else []
-        index = bisect_left(sizes, tokens)
-        return sizes[index] - tokens if index < len(sizes) else 0
-
     def hidden(
         self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
     ) -> torch.Tensor:
-        key = len(tokens), len(tokens) > len(metadata.counts)
-        if key not in self._recordings:
+        is_mixed = any(work.prompt_programs for work in metadata.schedule.values())
+        recording = self._recordings.get((len(tokens), is_mixed))
+        if recording is None:
             return self._model.hidden(tokens, positions, metadata)
-        replay, output = self._recordings[key]
-        self._buffers.fill(tokens, positions, metadata)
+        replay, output = recording
         replay()
         return output
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._model.logits(hidden)
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._model.scores(hidden)
 
     def largest(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._model.largest(hidden)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+ALIGNED = 16  # bytes; Triton compiles kernels anew for pointers to less
 
 T = TypeVar("T")
 
@@ -77,13 +80,46 @@ def float32_products(device: torch.device) -> str:
     return "tf32x3" if device.type == "cuda" and not torch.version.hip else "ieee"
 
 
-def upload(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Numbers, as a list, numpy array or tensor, on the device; never waits for it."""
+def upload(
+    values: Any, dtype: torch.dtype, device: torch.device, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Numbers, as a list, numpy array or tensor, on the device; never waits for it.
+
+    They become the first of `into`, if that is given.
+    """
     host = torch.as_tensor(values, dtype=dtype)
-    if device.type == "cpu":
-        return host
-    # From memory that the device can read by itself; the allocator keeps it until that is done.
-    return host.pin_memory().to(device, non_blocking=True)
+    if device.type != "cpu":
+        # Memory that the device can read by itself; the allocator keeps it until that is done.
+        host = host.pin_memory()
+    if into is not None:
+        return into[: len(host)].copy_(host, non_blocking=True)
+    return host if device.type == "cpu" else host.to(device, non_blocking=True)
+
+
+def upload_together(
+    parts: Sequence[np.ndarray], device: torch.device, into: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Arrays of 32-bit numbers on the device, by one copy, each at a multiple of `ALIGNED` bytes.
+
+    The first comes at the beginning of `into` int32, if that is given; the others only if they fit.
+    """
+    step = ALIGNED // 4
+    begins = list(accumulate((-(-part.size // step) * step for part in parts), initial=0))
+    packed = np.zeros(begins[-1], np.int32)
+    for part, begin in zip(parts, begins, strict=False):
+        packed[begin : begin + part.size] = part.view(np.int32)
+    if into is not None and len(packed) > len(into):
+        upload(packed[: parts[0].size], torch.int32, device, into=into)
+        into = None
+    sent = upload(packed, torch.int32, device, into=into)
+    return [
+        _as_floats(sent[begin : begin + part.size], part.dtype == np.float32)
+        for part, begin in zip(parts, begins, strict=False)
+    ]
+
+
+def _as_floats(numbers: torch.Tensor, is_wanted: bool) -> torch.Tensor:
+    return numbers.view(torch.float32) if is_wanted else numbers
 
 
 def fetch(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -99,7 +135,8 @@ def fetch(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Their bytes, one after the other; those of large elements first, so that all are aligned."""
     ordered = sorted(tensors, key=_element_size)
-    return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in ordered])
+    parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in ordered]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

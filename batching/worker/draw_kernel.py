@@ -1,13 +1,15 @@
-"""Drawing tokens on GPUs in Triton: one launch, without sorting, intermediate rows or waiting.
+"""Drawing tokens on GPUs in Triton: without sorting, intermediate rows or waiting.
 
 What top-k and top-p leave of a row are the logits that reach a certain one of them: the kth
 largest, or the largest such that what reaches it has a share p of the probability. It is searched
 between two logits of the row, by halving, until they are the same; each try is a pass over the row,
-which the cache holds. Then the largest sum of a kept logit and its noise (`noise.py`) is taken.
+which the cache holds. Then the largest sum of a kept logit and its noise (`noise.py`) is taken, by
+as many programs as the device has room for, since noise takes longer than reading.
 
-A row is one program's, which adds in a fixed order: a draw does not depend on the batch. Equal
-logits are kept or left together. Against `sampling.draw` on the CPU, sums are rounded differently:
-where a share is met to the last digits, what is kept may end one logit sooner or later.
+The search in a row is one program's, which adds in a fixed order; which sum is largest is the same
+however a row is divided: a draw does not depend on the batch. Equal logits are kept or left
+together. Against `sampling.draw` on the CPU, sums are rounded differently: where a share is met to
+the last digits, what is kept may end one logit sooner or later.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ import triton.language as tl
 from batching.worker import noise
 from batching.worker.sampling import Draws
 
-PIECE = 8192  # logits that a program looks at together
+PIECE = 8192  # logits that a searching program looks at together
 WARPS = 16
+NOISE_PIECE = 1024  # and one that makes noise for what is kept
+MOST_PARTS = 128  # of a row
+PROGRAMS = 2048  # that make noise: what a large GPU runs at once
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Of a vocabulary of a million, what is so far below the largest has together less than a float32
 # can be short of 1.
@@ -34,40 +39,82 @@ STEP = tl.constexpr(1 / noise.UNIFORM_STEPS)
 
 
 @triton.jit
-def draw_tokens(
+def find_bounds(
+    logits: tl.tensor,
+    rows: tl.tensor,
+    temperature: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
+    min_p: tl.tensor,
+    bounds: tl.tensor,
+    COUNT: tl.constexpr,
+    PIECE: tl.constexpr,
+) -> None:
+    """The least logit that each draw keeps: a program a draw."""
+    draw = tl.program_id(0)
+    row = logits + tl.load(rows + draw).to(tl.int64) * COUNT
+    heat = tl.load(temperature + draw)
+    count, share, least = tl.load(top_k + draw), tl.load(top_p + draw), tl.load(min_p + draw)
+    bound, floor = -INFINITY, -INFINITY
+    if least > 0.0:
+        floor = tl.log(least)
+    if (count < COUNT) | (share < 1.0) | (floor > -INFINITY):
+        bound = least_kept(row, heat, count, share, floor, COUNT, PIECE)
+    tl.store(bounds + draw, bound)
+
+
+@triton.jit(do_not_specialize=["parts", "is_bounded"])
+def take_noisiest(
     logits: tl.tensor,
     rows: tl.tensor,
     temperature: tl.tensor,
     keys: tl.tensor,
-    top_k: tl.tensor,
-    top_p: tl.tensor,
-    floors: tl.tensor,
-    tokens: tl.tensor,
+    bounds: tl.tensor,
+    sums: tl.tensor,
+    found: tl.tensor,
+    parts: tl.tensor,
+    is_bounded: tl.tensor,
     COUNT: tl.constexpr,
     PIECE: tl.constexpr,
 ) -> None:
-    """One program a draw, which writes its row's token. `floors` are logarithms of min-p."""
-    draw = tl.program_id(0)
-    index = tl.load(rows + draw)
-    row = logits + index * COUNT
-    heat = tl.load(temperature + draw)
-    count, share, floor = tl.load(top_k + draw), tl.load(top_p + draw), tl.load(floors + draw)
-    bound = -INFINITY
-    if (count < COUNT) | (share < 1.0) | (floor > -INFINITY):
-        bound = least_kept(row, heat, count, share, floor, COUNT, PIECE)
+    """The largest sum of logit and noise in a part of each draw's row, and whose it is."""
+    draw, part = tl.program_id(0), tl.program_id(1)
+    row = logits + tl.load(rows + draw).to(tl.int64) * COUNT
+    heat, bound = tl.load(temperature + draw), -INFINITY
+    if is_bounded != 0:
+        bound = tl.load(bounds + draw)
     first, second = tl.load(keys + 2 * draw), tl.load(keys + 2 * draw + 1)
     best = tl.full([PIECE], -INFINITY, tl.float32)
     chosen = tl.zeros([PIECE], tl.int32)
-    for start in range(0, COUNT, PIECE):
+    for start in range(part * PIECE, COUNT, parts * PIECE):
         at = start + tl.arange(0, PIECE)
-        value = tl.load(row + at, mask=at < COUNT, other=-INFINITY)
+        value = tl.load(row + at, mask=at < COUNT, other=-INFINITY).to(tl.float32)
         if tl.max(value, 0) >= bound:  # most pieces have nothing that is kept
             noisy = tl.div_rn(value, heat + tl.zeros_like(value)) + _gumbel(at, first, second)
             is_better = (value >= bound) & (noisy > best)
             best = tl.where(is_better, noisy, best)
             chosen = tl.where(is_better, at, chosen)
-    token = tl.min(tl.where(best == tl.max(best, 0), chosen, COUNT - 1), 0)
-    tl.store(tokens + index, token.to(tl.int64))
+    largest = tl.max(best, 0)
+    tl.store(sums + draw * parts + part, largest)
+    token = tl.min(tl.where(best == largest, chosen, COUNT - 1), 0)
+    tl.store(found + draw * parts + part, token)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def write_winners(
+    rows: tl.tensor,
+    sums: tl.tensor,
+    found: tl.tensor,
+    tokens: tl.tensor,
+    parts: tl.tensor,
+    MOST: tl.constexpr,
+) -> None:
+    """The token of the largest of a draw's sums, the first of equal ones."""
+    draw, part = tl.program_id(0), tl.arange(0, MOST)
+    best = tl.load(sums + draw * parts + part, mask=part < parts, other=-INFINITY)
+    token = tl.load(found + draw * parts + part, mask=part < parts, other=0x7FFFFFFF)
+    token = tl.min(tl.where(best == tl.max(best, 0), token, 0x7FFFFFFF), 0)
+    tl.store(tokens + tl.load(rows + draw), token.to(tl.int64))
 
 
 @triton.jit
@@ -75,12 +122,15 @@ def least_kept(
     row: tl.tensor, heat: tl.tensor, count: tl.tensor, share: tl.tensor, floor: tl.tensor,
     COUNT: tl.constexpr, PIECE: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The least logit of a row that is kept. Top-p counts probabilities after the others."""
+    """The least logit of a row that is kept; `floor` is the logarithm of min-p.
+
+    Top-p counts probabilities after the others.
+    """
     high = tl.full([PIECE], -INFINITY, tl.float32)
     low = tl.full([PIECE], INFINITY, tl.float32)
     for start in range(0, COUNT, PIECE):
         at = start + tl.arange(0, PIECE)
-        value = tl.load(row + at, mask=at < COUNT, other=-INFINITY)
+        value = tl.load(row + at, mask=at < COUNT, other=-INFINITY).to(tl.float32)
         high = tl.maximum(high, value)
         low = tl.minimum(low, tl.where(value > -INFINITY, value, INFINITY))
     peak, least = tl.max(high, 0), tl.min(low, 0)
@@ -94,7 +144,7 @@ def least_kept(
         low = tl.full([PIECE], INFINITY, tl.float32)
         for start in range(0, COUNT, PIECE):
             at = start + tl.arange(0, PIECE)
-            value = tl.load(row + at, mask=at < COUNT, other=-INFINITY)
+            value = tl.load(row + at, mask=at < COUNT, other=-INFINITY).to(tl.float32)
             total += tl.where(value >= bound, tl.exp2((value - peak) * scale), 0.0)
             is_near = value >= tl.maximum(bound, peak - SPAN * heat)
             low = tl.minimum(low, tl.where(is_near, value, INFINITY))
@@ -121,7 +171,7 @@ def _search(
         below = tl.full([PIECE], -INFINITY, tl.float32)
         for start in range(0, COUNT, PIECE):
             at = start + tl.arange(0, PIECE)
-            value = tl.load(row + at, mask=at < COUNT, other=-INFINITY)
+            value = tl.load(row + at, mask=at < COUNT, other=-INFINITY).to(tl.float32)
             is_above = value > middle
             each = tl.exp2((value - peak) * scale) if WEIGHED else 1.0
             weight += tl.where(is_above, each, 0.0)
@@ -153,13 +203,24 @@ def _gumbel(token: tl.tensor, first: tl.tensor, second: tl.tensor) -> tl.tensor:
 
 
 def draw_into(tokens: torch.Tensor, logits: torch.Tensor, draws: Draws) -> None:
-    """Set `tokens` int64 [n] of the draws' rows, from contiguous float32 logits [n, vocab]."""
-    count, heat = logits.shape[1], draws.temperature
-    # What no row has is switched off, not left out: one kernel is compiled, before the first draw.
-    top_k = torch.full_like(draws.rows, count) if draws.top_k is None else draws.top_k
-    top_p = torch.ones_like(heat) if draws.top_p is None else draws.top_p
-    min_p = torch.zeros_like(heat) if draws.min_p is None else draws.min_p
-    draw_tokens[(len(draws.rows),)](
-        logits, draws.rows, heat, draws.keys, top_k, top_p, min_p.log(), tokens,
-        COUNT=count, PIECE=PIECE, num_warps=WARPS,
+    """Set `tokens` int64 [n] of the draws' rows, from contiguous logits [n, vocab]."""
+    count, heat, drawn = logits.shape[1], draws.temperature, len(draws.rows)
+    is_bounded = any(limit is not None for limit in (draws.top_k, draws.top_p, draws.min_p))
+    bounds = torch.empty_like(heat) if is_bounded else heat
+    if is_bounded:
+        # What no row has is switched off, not left out: one kernel is compiled, before it is used.
+        top_k = torch.full_like(draws.rows, count) if draws.top_k is None else draws.top_k
+        top_p = torch.ones_like(heat) if draws.top_p is None else draws.top_p
+        min_p = torch.zeros_like(heat) if draws.min_p is None else draws.min_p
+        find_bounds[(drawn,)](
+            logits, draws.rows, heat, top_k, top_p, min_p, bounds,
+            COUNT=count, PIECE=PIECE, num_warps=WARPS,
+        )  # fmt: skip
+    parts = max(1, min(MOST_PARTS, triton.cdiv(count, NOISE_PIECE), PROGRAMS // drawn))
+    sums = heat.new_empty(drawn, parts)
+    found = torch.empty_like(sums, dtype=torch.int32)
+    take_noisiest[drawn, parts](
+        logits, draws.rows, heat, draws.keys, bounds, sums, found, parts,
+        int(is_bounded), COUNT=count, PIECE=NOISE_PIECE,
     )  # fmt: skip
+    write_winners[(drawn,)](draws.rows, sums, found, tokens, parts, MOST=MOST_PARTS, num_warps=1)

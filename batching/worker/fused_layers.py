@@ -151,4 +151,5 @@ def fuse(model: Any) -> bool:
     for index, layer in enumerate(base.layers):
         base.layers[index] = FusedLayer(layer)
     base.norm = FusedNorm(base.norm)
+    model.has_plain_head = True  # as all of that shape
     return True

@@ -139,13 +139,18 @@ class PackedModel:
         shares = (getattr(t, "to_local", lambda t=t: t)() for t in tensors)
         return sum(share.nbytes for share in shares)
 
-    def padding(self, tokens: int, sequences: int) -> int:
-        return 0
+    @property
+    def token_operations(self) -> int:
+        """Multiplications and additions that a token takes on this device, roughly; no head's."""
+        weights = (*self._base.parameters(), *self._base.buffers())
+        table = self._base.get_input_embeddings().weight
+        return 2 * (sum(tensor.numel() for tensor in weights) - table.numel())
 
     def hidden(
         self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
     ) -> torch.Tensor:
-        metadata.schedule = self._backend.prepare(metadata, self._specs)
+        if metadata.schedule is None:
+            metadata.schedule = self._backend.prepare(metadata, self._specs)
         return self.run(tokens, positions, metadata)
 
     def run(
@@ -159,8 +164,13 @@ class PackedModel:
         return output.last_hidden_state[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.scores(hidden).float()
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        if getattr(self.model, "has_plain_head", False):  # a tenth of the host's time
+            return self.model.lm_head(hidden)
         output = self._head(input_ids=hidden[None], use_cache=False, return_dict=True)
-        return output.logits[0].float()
+        return output.logits[0]
 
     def largest(self, hidden: torch.Tensor) -> torch.Tensor:
-        return largest(self.logits(hidden))
+        return largest(self.scores(hidden))

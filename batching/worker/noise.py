@@ -27,10 +27,14 @@ UNIFORM_STEPS = 2.0**31
 def draw_keys(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
     """One key a draw, int32 [n, 2], from 64-bit seeds and token positions."""
     state = np.array([seed & MASK_64 for seed in seeds], dtype=np.uint64)
+    return torch.from_numpy(mix(state, positions).reshape(-1, 2))
+
+
+def mix(seeds: np.ndarray, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The same of seeds uint64 [n]: int32 [2 * n]."""
     with np.errstate(over="ignore"):
-        state = _split_mix(state) + np.array(positions, dtype=np.uint64) * np.uint64(GOLDEN_64)
-        mixed = _split_mix(state)
-    return torch.from_numpy(mixed.view(np.int32).reshape(-1, 2))
+        state = _split_mix(seeds) + np.asarray(positions, np.uint64) * np.uint64(GOLDEN_64)
+        return _split_mix(state).view(np.int32)
 
 
 def _split_mix(state: np.ndarray) -> np.ndarray:

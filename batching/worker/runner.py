@@ -18,9 +18,6 @@ class Runner(Protocol):
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory."""
 
-    def padding(self, tokens: int, sequences: int) -> int:
-        """How many dummy sequences, of one token each, a step of that size should have besides."""
-
     def hidden(
         self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
     ) -> torch.Tensor:
@@ -34,6 +31,9 @@ class Runner(Protocol):
 
         The caller may change them; the next call may overwrite them.
         """
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same in the format that they are computed in. Not to be changed."""
 
     def largest(self, hidden: torch.Tensor) -> torch.Tensor:
         """`largest(logits(hidden))` int64 [n], where nothing else is wanted of the logits."""

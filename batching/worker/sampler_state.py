@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-from batching.core.types import SamplingParams, SlotInit
-from batching.worker.device import upload
-from batching.worker.noise import draw_keys
+from batching.core.types import SamplingParams, SlotInit, StepPlan
+from batching.worker.device import has_triton, upload, upload_together
+from batching.worker.noise import MASK_64, draw_keys, mix
 from batching.worker.penalty_state import PenaltyState
 from batching.worker.sampling import Bias, Draws, Penalties, Restriction, SamplingInputs
 
 GREEDY_BELOW = 1e-5  # temperatures under which sampling is greedy
+# What draws need, by slot.
+NUMBERS = {"random": np.bool_, "limited": np.bool_, "temperature": np.float32, "top_k": np.int32,
+           "top_p": np.float32, "min_p": np.float32, "seed": np.uint64}  # fmt: skip
 _BAD = -1e30  # bans a token, unless all others are impossible
 
 Before = Callable[[Sequence[int], Sequence[int], int], torch.Tensor]
@@ -29,17 +35,24 @@ class _Slot:
 
     def __post_init__(self) -> None:
         p = self.params
-        self.is_random = p.temperature >= GREEDY_BELOW
-        self.is_limited = p.top_k > 0 or p.top_p < 1.0
         self.is_penalised = bool(
             p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0
         )
         # With a grammar, stop tokens that come too early are banned by its mask.
         self.bans_stops = p.min_tokens > 0 and bool(p.stop_token_ids) and p.grammar is None
         self.is_biased = bool(p.logit_bias or p.bad_words) or self.bans_stops
-        self.is_plain = not (
-            self.is_random or self.is_penalised or self.is_biased or p.allowed_token_ids
-        )
+        self.needs = {
+            name
+            for name, is_needed in (
+                ("draw", p.temperature >= GREEDY_BELOW),
+                ("penalties", self.is_penalised),
+                ("bias", self.is_biased),
+                ("restriction", self.banned is not None),
+                ("logprobs", p.logprobs is not None),
+                ("prompt logprobs", p.prompt_logprobs is not None),
+            )
+            if is_needed
+        }
 
 
 class SamplerState:
@@ -51,6 +64,9 @@ class SamplerState:
         self._vocab_size = vocab_size
         self._device = device
         self._slots: dict[int, _Slot] = {}
+        # Slots by what they need, so that a step looks at no sequence for what none does.
+        self._needing: defaultdict[str, set[int]] = defaultdict(set)
+        self._numbers: dict[str, np.ndarray] = {n: np.zeros(1, kind) for n, kind in NUMBERS.items()}
         self._penalties = PenaltyState(vocab_size, device)
         self._penalised_rows: torch.Tensor | None = None
         self._penalised_entries: torch.Tensor | None = None
@@ -59,6 +75,14 @@ class SamplerState:
         """Replace what was known of the slot."""
         slot = _Slot(init.params, init.prompt_length, self._banned(init.params))
         self._slots[init.slot] = slot
+        for needing in self._needing.values():
+            needing.discard(init.slot)
+        for need in slot.needs:
+            self._needing[need].add(init.slot)
+        for name, value in zip(NUMBERS, self._draw(init.params), strict=True):
+            if init.slot >= len(self._numbers[name]):  # the rest is not read before it is set
+                self._numbers[name] = np.resize(self._numbers[name], 2 * init.slot)
+            self._numbers[name][init.slot] = value
         if slot.is_penalised:
             self._penalties.begin(init)
         else:
@@ -70,21 +94,33 @@ class SamplerState:
     def prompt_length(self, slot: int) -> int:
         return self._slots[slot].prompt_length
 
+    def scores_prompts(self, plan: StepPlan) -> bool:
+        """Whether a sequence of the step wants logprobs of its prompt."""
+        needing = self._needing["prompt logprobs"]
+        return bool(needing) and any(s.slot in needing for s in plan.sequences)
+
+    def logprobs(self, slots: Sequence[int]) -> dict[int, int]:
+        """Rows, of those that belong to `slots`, that want logprobs, and of how many top tokens."""
+        if not self._is_needed("logprobs", slots):
+            return {}
+        found = [(row, self._slots[slot].params.logprobs) for row, slot in enumerate(slots)]
+        return {row: top for row, top in found if top is not None}
+
     def inputs(self, slots: Sequence[int], ends: Sequence[int]) -> SamplingInputs:
         """How to sample rows that belong to `slots`, for the tokens at positions `ends`."""
-        states = [self._slots[slot] for slot in slots]
-        if all(state.is_plain for state in states):
-            self._penalised_rows = self._penalised_entries = None
-            return SamplingInputs()
-        free = [i for i, s in enumerate(states) if s.is_random and not s.is_limited]
-        limited = [i for i, s in enumerate(states) if s.is_random and s.is_limited]
-        draws = tuple(self._draws(rows, states, ends) for rows in (free, limited) if rows)
-        return SamplingInputs(
-            self._penalty_inputs(slots, states),
-            self._bias(slots, states, ends),
-            self._restriction(states),
-            draws=draws,
-        )
+        how = SamplingInputs()
+        self._penalised_rows = self._penalised_entries = None
+        if self._is_needed("draw", slots):
+            how.draws = self._draws(slots, ends)
+        if any(self._is_needed(need, slots) for need in ("penalties", "bias", "restriction")):
+            states = [self._slots[slot] for slot in slots]
+            how.penalties = self._penalty_inputs(slots, states)
+            how.bias = self._bias(slots, states, ends)
+            how.restriction = self._restriction(states)
+        return how
+
+    def _is_needed(self, need: str, slots: Sequence[int]) -> bool:
+        return not self._needing[need].isdisjoint(slots)
 
     def record(self, tokens: torch.Tensor) -> None:
         """Count the tokens, int64 [n], just sampled for the rows of the last `inputs`."""
@@ -95,7 +131,6 @@ class SamplerState:
     def _penalty_inputs(self, slots: Sequence[int], states: list[_Slot]) -> Penalties | None:
         rows = [i for i, state in enumerate(states) if state.is_penalised]
         if not rows:
-            self._penalised_rows = self._penalised_entries = None
             return None
         self._penalised_rows = self._index(rows)
         self._penalised_entries = self._penalties.entries([slots[i] for i in rows])
@@ -166,8 +201,27 @@ class SamplerState:
             return None
         return Restriction(self._index(list(banned)), torch.stack(list(banned.values())))
 
-    def _draws(self, rows: list[int], states: list[_Slot], ends: Sequence[int]) -> Draws:
-        params = [states[i].params for i in rows]
+    def _draw(self, p: SamplingParams) -> tuple[bool | int | float, ...]:
+        """Its `NUMBERS`."""
+        limited = p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0
+        top_k = p.top_k if 0 < p.top_k < self._vocab_size else self._vocab_size
+        is_random = p.temperature >= GREEDY_BELOW
+        return is_random, limited, p.temperature, top_k, p.top_p, p.min_p, p.seed & MASK_64
+
+    def _draws(self, slots: Sequence[int], ends: Sequence[int]) -> tuple[Draws, ...]:
+        """Those that keep all tokens apart from the others, or, for Triton, all together."""
+        if has_triton(self._device):
+            return (self._packed_draws(np.array(slots), np.array(ends)),)
+        params = [self._slots[slot].params for slot in slots]
+        random = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
+        limited = {i for i in random if params[i].top_k > 0 or params[i].top_p < 1.0}
+        parts = [i for i in random if i not in limited], [i for i in random if i in limited]
+        return tuple(self._plain_draws(rows, params, ends) for rows in parts if rows)
+
+    def _plain_draws(
+        self, rows: list[int], each: list[SamplingParams], ends: Sequence[int]
+    ) -> Draws:
+        params = [each[i] for i in rows]
         keys = draw_keys([p.seed for p in params], [ends[i] for i in rows])
         top_k = [p.top_k if 0 < p.top_k < self._vocab_size else self._vocab_size for p in params]
         limits = [k for k in top_k if k < self._vocab_size]
@@ -182,6 +236,19 @@ class SamplerState:
             min_p=self._floats(min_p) if max(min_p) > 0.0 else None,
             max_k=max(limits, default=0),
         )
+
+    def _packed_draws(self, slots: np.ndarray, ends: np.ndarray) -> Draws:
+        """In one upload, and with all limits where there is one."""
+        rows = self._numbers["random"][slots].nonzero()[0]
+        slots, ends = slots[rows], ends[rows]
+        names = ["temperature"]
+        if self._numbers["limited"][slots].any():
+            names += ["top_k", "top_p", "min_p"]
+        parts = [rows.astype(np.int32), mix(self._numbers["seed"][slots], ends)]
+        parts += [self._numbers[name][slots] for name in names]
+        where, keys, *sent = upload_together(parts, self._device)
+        limits: dict[str, Any] = dict(zip(names, sent, strict=True))
+        return Draws(where, keys=keys.view(-1, 2), **limits)
 
     def _index(self, values: list[int] | list[list[int]]) -> torch.Tensor:
         return upload(values, torch.int64, self._device)

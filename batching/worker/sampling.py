@@ -100,14 +100,21 @@ class SamplingInputs:
     mask: Mask | None = None
     draws: tuple[Draws, ...] = ()
 
+    def keeps_logits(self) -> bool:
+        """Whether tokens come from the logits as they are."""
+        changes = (self.penalties, self.bias, self.restriction, self.mask)
+        return all(change is None for change in changes)
+
     def is_plain(self) -> bool:
         """Whether every row takes its largest logit, as it is."""
-        changes = (self.penalties, self.bias, self.restriction, self.mask)
-        return not self.draws and all(change is None for change in changes)
+        return not self.draws and self.keeps_logits()
 
 
 def sample(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
-    """Next tokens int64 [n]. Changes `logits` float32 [n, vocab] in place by all but draws."""
+    """Next tokens int64 [n]. Changes `logits` [n, vocab] in place by all but draws.
+
+    They are float32, or, where they are kept as they are, what the model computes in.
+    """
     if inputs.penalties is not None:
         apply_penalties(logits, inputs.penalties)
     if inputs.bias is not None:
@@ -129,7 +136,7 @@ def sample(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
 def largest(logits: torch.Tensor) -> torch.Tensor:
     """`logits.argmax(dim=-1)`; on the CPU by numpy, which takes a quarter of torch's time."""
     if logits.device.type == "cpu":
-        return torch.from_numpy(logits.numpy().argmax(axis=-1))
+        return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
 
 
@@ -153,7 +160,7 @@ def _draw_into(tokens: torch.Tensor, logits: torch.Tensor, draws: Draws) -> None
         return
     for some in row_chunks(len(draws.rows), logits):
         part = draws.select(some)
-        tokens[part.rows] = draw(logits[part.rows], part)
+        tokens[part.rows] = draw(logits[part.rows].float(), part)
 
 
 def row_chunks(count: int, logits: torch.Tensor) -> Iterator[slice]:

@@ -2,14 +2,18 @@
 
 Token rows and block tables are persistent and updated in place; a plan names only what is new.
 Building a step's inputs is a fixed number of tensor operations over its sequences and tokens, and
-looks at no cached token.
+looks at no cached token. `triton_slots.py` does it in fewer on GPUs.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
 
 from batching.core.types import SlotInit, StepPlan
@@ -21,23 +25,31 @@ from batching.worker.device import upload
 class StepInputs:
     """One step's packed tokens, int64 [tokens], their positions, and the attention's geometry.
 
-    `last_rows` int64 [sequences]: each sequence's last packed token. `slots` and `ends` int64
-    [sequences]: the slot, and the position after its last token, where a sampled token goes. The
-    packed tokens and the metadata have the padding, too; the rest has not.
+    The rest is about the sequences to sample, in plan order: `sampled` are their numbers in the
+    plan, `last_rows` [n] their last packed tokens (None: the first n), `slots` and `ends` [n] their
+    slots, and the positions after their last tokens, where sampled tokens go.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     metadata: AttentionMetadata
-    last_rows: torch.Tensor
+    sampled: list[int]
+    last_rows: torch.Tensor | None
     slots: torch.Tensor
     ends: torch.Tensor
+
+    def last(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of hidden states [tokens, width], those of the tokens before the sampled ones."""
+        if self.last_rows is not None:
+            return hidden.index_select(0, self.last_rows)
+        return hidden if len(self.sampled) == len(hidden) else hidden[: len(self.sampled)]
 
 
 class SlotTables:
     """Token rows int32 [max_sequences + 1, max_model_len + 1] and block tables int32.
 
-    The last slot is the dummy's, on the block `spare`: padding computes its first token.
+    The last slot is the dummy's, on the block `spare`: padding computes its first token again and
+    again.
     """
 
     def __init__(
@@ -54,68 +66,80 @@ class SlotTables:
         # before the end is known.
         width = max_model_len + 1
         shape = (max_sequences + 1, width)
-        self._rows = torch.zeros(shape, dtype=torch.int32, device=device)
-        self._tables = torch.full(
+        self.rows = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.tables = torch.full(
             (max_sequences + 1, -(-width // block_size)), spare, dtype=torch.int32, device=device
         )
-        self._dummy = max_sequences
+        self.dummy = max_sequences
         self._table_lengths = [0] * max_sequences
 
     def begin(self, inits: Sequence[SlotInit]) -> None:
         """Let each slot forget what it held, and take in its tokens."""
-        for init in inits:
+        if not inits:
+            return
+        lengths = [len(init.tokens) for init in inits]
+        tokens = array("i", chain.from_iterable(init.tokens for init in inits))
+        sent = self._upload(np.frombuffer(tokens, np.int32), torch.int32).split(lengths)
+        for init, row in zip(inits, sent, strict=True):
             self._table_lengths[init.slot] = 0
-            self._rows[init.slot, : len(init.tokens)] = self._upload(init.tokens, torch.int32)
+            self.rows[init.slot, : len(row)] = row
 
-    def build(self, plan: StepPlan, padding: int = 0) -> StepInputs:
-        """The inputs of a plan whose inits were taken in; appends its new blocks first.
-
-        `padding` dummy sequences of one token each come last.
-        """
-        self._append_blocks(plan)
-        sequences, real = plan.sequences, len(plan.sequences)
-        counts = [s.count for s in sequences] + [1] * padding
-        contexts = [s.start + s.count for s in sequences] + [1] * padding
-        numbers = [s.slot for s in sequences] + [self._dummy] * padding
-        begins = [s.start for s in sequences] + [0] * padding
-        slots, starts, lengths = self._upload([numbers, begins, counts], torch.int64)
+    def build(self, plan: StepPlan) -> StepInputs:
+        """The inputs of a plan whose inits were taken in; appends its new blocks first."""
+        new = self._new_blocks(plan)
+        if new[0]:
+            row, column, block = self._upload(new, torch.int64)
+            self.tables[row, column] = block.int()
+        sequences = plan.sequences
+        counts = [s.count for s in sequences]
+        contexts = [s.start + s.count for s in sequences]
+        slots, starts, lengths = self._upload(
+            [[s.slot for s in sequences], [s.start for s in sequences], counts], torch.int64
+        )
         ends = starts + lengths
         query_start = torch.zeros(len(counts) + 1, dtype=torch.int32, device=self._device)
         torch.cumsum(lengths, 0, dtype=torch.int32, out=query_start[1:])
-        if max(counts) == 1:
+        is_decode = max(counts) == 1
+        if is_decode:
             token_slots, positions = slots, starts
         else:
             token_slots, positions = self._spread(slots, starts, lengths, query_start, sum(counts))
         width = -(-max(contexts) // self._block_size)
-        block = self._tables[token_slots, positions // self._block_size].long()
+        block = self.tables[token_slots, positions // self._block_size].long()
         metadata = AttentionMetadata(
             query_start=query_start,
             context=ends.int(),
-            block_tables=self._tables[:, :width].index_select(0, slots),
+            block_tables=self.tables[:, :width].index_select(0, slots),
             slot_mapping=block * self._block_size + positions % self._block_size,
             block_size=self._block_size,
             counts=counts,
             contexts=contexts,
         )
-        tokens = self._rows[token_slots, positions].long()
-        last_rows = query_start[1 : real + 1].long() - 1
-        return StepInputs(tokens, positions, metadata, last_rows, slots[:real], ends[:real])
+        tokens = self.rows[token_slots, positions].long()
+        sampled = [i for i, s in enumerate(sequences) if s.sample]
+        last_rows = None if is_decode else query_start[1:] - 1
+        if len(sampled) < len(sequences):
+            chosen = self._upload(sampled, torch.int64)
+            last_rows = chosen if last_rows is None else last_rows[chosen]
+            slots, ends = slots[chosen], ends[chosen]
+        return StepInputs(tokens, positions, metadata, sampled, last_rows, slots, ends)
 
     def append(self, slots: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write sampled tokens, int64 [n], into the rows of their slots."""
-        self._rows[slots, positions] = tokens.int()
+        self.rows[slots, positions] = tokens.int()
 
     def before(self, slots: Sequence[int], ends: Sequence[int], count: int) -> torch.Tensor:
         """The `count` tokens int64 [n, count] before positions `ends`; rubbish before the first."""
         slot, end = self._upload([list(slots), list(ends)], torch.int64)
         positions = end[:, None] - torch.arange(count, 0, -1, device=self._device)
-        return self._rows[slot[:, None], positions.clamp(min=0)].long()
+        return self.rows[slot[:, None], positions.clamp(min=0)].long()
 
     def tokens_at(self, slot: int, start: int, stop: int) -> torch.Tensor:
         """Known tokens int64 [stop - start] of a slot."""
-        return self._rows[slot, start:stop].long()
+        return self.rows[slot, start:stop].long()
 
-    def _append_blocks(self, plan: StepPlan) -> None:
+    def _new_blocks(self, plan: StepPlan) -> list[list[int]]:
+        """Rows, columns and values of what is new in the block tables; counts it as there."""
         rows: list[int] = []
         columns: list[int] = []
         blocks: list[int] = []
@@ -127,9 +151,7 @@ class SlotTables:
                 columns += range(length, length + added)
                 blocks += sequence.new_blocks
                 self._table_lengths[sequence.slot] = length + added
-        if blocks:
-            row, column, block = self._upload([rows, columns, blocks], torch.int64)
-            self._tables[row, column] = block.int()
+        return [rows, columns, blocks]
 
     def _spread(
         self,
@@ -144,5 +166,5 @@ class SlotTables:
         slot, offset = base.repeat_interleave(lengths, dim=1, output_size=total)
         return slot, offset + torch.arange(total, device=self._device)
 
-    def _upload(self, values: list[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:
+    def _upload(self, values: Any, dtype: torch.dtype) -> torch.Tensor:
         return upload(values, dtype, self._device)

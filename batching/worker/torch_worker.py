@@ -27,7 +27,7 @@ from batching.worker.protocol import (
 )
 from batching.worker.sampler_state import SamplerState
 from batching.worker.sampling import SamplingInputs, sample
-from batching.worker.slots import SlotTables, StepInputs
+from batching.worker.slots import StepInputs
 from batching.worker.start_up import Phases
 from batching.worker.warm_up import first_steps, largest_steps
 
@@ -73,13 +73,7 @@ class TorchWorker:
         self._peers = peers
         self._capabilities = limits = built.capabilities
         self._device, self._model = built.device, built.model
-        self._slots = SlotTables(
-            limits.max_sequences,
-            limits.max_model_len,
-            limits.block_size,
-            built.device,
-            spare=built.spare,
-        )
+        self._slots = built.slots
         self._sampler = SamplerState(limits.vocab_size, built.device, self._slots.before)
         self._grammars = GrammarSlots(limits)
         self._finished = 0.0  # when the last step had been computed
@@ -129,13 +123,12 @@ class TorchWorker:
             self._sampler.begin(init)
             if self._peers is None or self._peers.rank == 0:  # whose tokens are everybody's
                 self._grammars.begin(init)
-        padding = self._model.padding(plan.token_count, len(plan.sequences))
-        inputs = self._slots.build(plan, padding)
+        inputs = self._slots.build(plan)
         hidden = self._model.hidden(inputs.tokens, inputs.positions, inputs.metadata)
-        self._prompt_logprobs(plan, hidden, pending)
-        sampled = [i for i, sequence in enumerate(plan.sequences) if sequence.sample]
-        if sampled:
-            self._sample(plan, sampled, inputs, hidden, pending)
+        if self._sampler.scores_prompts(plan):
+            self._prompt_logprobs(plan, hidden, pending)
+        if inputs.sampled:
+            self._sample(plan, inputs, hidden, pending)
         if self._device.type == "cpu":
             pending.finished = time.perf_counter()
         else:
@@ -143,40 +136,30 @@ class TorchWorker:
             pending.event.record()
 
     def _sample(
-        self,
-        plan: StepPlan,
-        sampled: list[int],
-        inputs: StepInputs,
-        hidden: torch.Tensor,
-        pending: PendingStep,
+        self, plan: StepPlan, inputs: StepInputs, hidden: torch.Tensor, pending: PendingStep
     ) -> None:
-        """Sample the next token of the sequences `sampled`, and append it to their rows."""
-        slots, ends = inputs.slots, inputs.ends
-        rows = inputs.last_rows
-        if len(sampled) < len(plan.sequences):
-            chosen = upload(sampled, torch.int64, self._device)
-            slots, ends, rows = slots[chosen], ends[chosen], rows[chosen]
-        hidden = hidden if len(rows) == len(hidden) else hidden[rows]
-        sequences = [plan.sequences[i] for i in sampled]
+        """Sample the next token of some sequences, and append it to their rows."""
+        sequences = [plan.sequences[i] for i in inputs.sampled]
         pending.slots = [s.slot for s in sequences]
-        params = [self._sampler.params(slot) for slot in pending.slots]
-        pending.logprob_rows = [i for i, p in enumerate(params) if p.logprobs is not None]
-        pending.logprob_tops = [params[i].logprobs or 0 for i in pending.logprob_rows]
-        pending.grammars = self._grammars.step(pending.slots)
+        hidden = inputs.last(hidden)
+        grammars = pending.grammars = self._grammars.step(pending.slots)
         how = self._sampler.inputs(pending.slots, [s.start + s.count for s in sequences])
-        grammars = pending.grammars
+        wanted = self._sampler.logprobs(pending.slots)
+        pending.logprob_rows, pending.logprob_tops = list(wanted), list(wanted.values())
         # Other ranks know of no grammar: what is computed must not depend on one.
         known = self._device.type == "cpu" and self._peers is None
-        if how.is_plain() and not pending.logprob_rows and (grammars is None or known):
+        if how.is_plain() and not wanted and (grammars is None or known):
             tokens = self._model.largest(hidden)
             if grammars is not None:
                 grammars.correct(tokens, lambda some: self._model.logits(hidden[some]))
+        elif how.keeps_logits() and not wanted and grammars is None:
+            tokens = sample(self._model.scores(hidden), how)
         else:
             tokens = self._choose(self._model.logits(hidden), how, pending)
         if self._peers is not None:
             self._peers.agree(tokens)
         self._sampler.record(tokens)
-        self._slots.append(slots, ends, tokens)
+        self._slots.append(inputs.slots, inputs.ends, tokens)
         scored = [] if pending.logprobs is None else pending.logprobs.tensors()
         pending.tokens, *rest = fetch([tokens, *scored])
         pending.logprobs = LogprobTensors(*rest) if rest else None

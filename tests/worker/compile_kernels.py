@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from batching.worker import attention_kernels as kernels
-from batching.worker import draw_kernel, fused_kernels, quantized_kernel
+from batching.worker import draw_kernel, fused_kernels, quantized_kernel, slot_kernels
 from batching.worker.attention import LayerSpec
 from batching.worker.attention_triton import (
     FLOAT32_TILES,
@@ -50,7 +50,7 @@ def compile_kernel(
     pointers = {"tables": "*i32", "work": "*i32", "sinks": "*fp32", "partials": "*fp32",
                 "sums": "*fp32", "arrived": "*i32", "slots": "*i64", "logits": "*fp32",
                 "keys": "*i32", "temperature": "*fp32", "top_k": "*i64", "top_p": "*fp32",
-                "floors": "*fp32", "tokens": "*i64"}  # fmt: skip
+                "min_p": "*fp32", "bounds": "*fp32", "tokens": "*i64"}  # fmt: skip
     data = ("query", "key", "value", "key_pages", "value_pages", "output", "x", "scales", "lows",
             "weight", "qkv", "cos", "sin", "query_norm", "key_norm", "gate_up")  # fmt: skip
     pointers |= dict.fromkeys(data, f"*{dtype}") | {n: f"*{kind}" for n, kind in stored.items()}
@@ -132,12 +132,31 @@ def compile_fused(target: GPUTarget, pages: str) -> None:
         report(built, f"{target.arch} bf16 {kernel.__name__}", limit=48 << 10)
 
 
-def compile_draws(target: GPUTarget) -> None:
-    given = {"COUNT": 151936, "PIECE": draw_kernel.PIECE}
-    built = compile_kernel(
-        draw_kernel.draw_tokens, target, "fp32", given, draw_kernel.WARPS, rows="i64"
-    )
-    report(built, f"{target.arch} draws", limit=48 << 10)
+def compile_draws(target: GPUTarget, dtype: str) -> None:
+    kept = {"logits": dtype, "rows": "i32", "top_k": "i32", "sums": "fp32", "found": "i32"}
+    row = {"COUNT": 151936}
+    for kernel, given, warps in (
+        (draw_kernel.find_bounds, row | {"PIECE": draw_kernel.PIECE}, draw_kernel.WARPS),
+        (draw_kernel.take_noisiest, row | {"PIECE": draw_kernel.NOISE_PIECE}, 4),
+        (draw_kernel.write_winners, {"MOST": draw_kernel.MOST_PARTS}, 1),
+    ):
+        named = {name: kind for name, kind in kept.items() if name in kernel.arg_names}
+        built = compile_kernel(kernel, target, dtype, given, warps, **named)
+        report(built, f"{target.arch} {dtype} {kernel.__name__}", limit=48 << 10)
+
+
+def compile_inputs(target: GPUTarget) -> None:
+    kept = dict.fromkeys(("rows", "columns", "blocks", "slots", "starts", "ends"), "i32")
+    kept |= dict.fromkeys(("tokens", "positions", "places"), "i64")
+    for kernel in (
+        slot_kernels.write_blocks,
+        slot_kernels.write_inputs,
+        slot_kernels.append_tokens,
+    ):
+        named = {name: kind for name, kind in kept.items() if name in kernel.arg_names}
+        given = {name: 32 for name in ("BLOCK", "PIECE") if name in kernel.arg_names}
+        built = compile_kernel(kernel, target, "bf16", given, **named)
+        report(built, f"{target.arch} {kernel.__name__}", limit=48 << 10)
 
 
 def main() -> None:
@@ -158,7 +177,9 @@ def main() -> None:
             pages = dict.fromkeys(("key_pages", "value_pages"), kept)
             compile_kernel(kernels.write_pages, target, "bf16", paged, **pages)
         compile_fused(target, "bf16")
-        compile_draws(target)
+        compile_inputs(target)
+        for dtype in ("fp32", "bf16"):
+            compile_draws(target, dtype)
     compile_fused(HOPPER, "fp8e4nv")
     for codes in ("i8", "fp8e4nv", "u8"):
         for rows in quantized_kernel.TILES:

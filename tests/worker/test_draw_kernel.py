@@ -9,10 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
-from batching.worker import draw_kernel, sampling
+from batching.core.types import SamplingParams, SlotInit
+from batching.worker import draw_kernel, sampler_state, sampling
 from batching.worker.device import choose_device
 from batching.worker.draw_kernel import least_kept
 from batching.worker.noise import draw_keys
+from batching.worker.sampler_state import SamplerState
 from batching.worker.sampling import Draws, SamplingInputs, draw, find_threshold, sample
 
 DEVICE = choose_device("auto")
@@ -25,6 +27,7 @@ SHARES = (0.0, 1e-6, 0.1, 0.3, 0.77, 0.95, 0.9999, 1.0)
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw_kernel, "PIECE", PIECE)
+    monkeypatch.setattr(draw_kernel, "NOISE_PIECE", PIECE // 2)
 
 
 @triton.jit
@@ -144,3 +147,31 @@ def test_broken_rows_end_with_some_token(value: float) -> None:
     tokens = torch.full((3,), -1, device=DEVICE)
     draw_kernel.draw_into(tokens, logits, draws)
     assert all(0 <= token < COUNT for token in tokens.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_is_drawn_as_without_the_kernel(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its parameters in one upload, and from logits as the head gives them."""
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.8},
+        {"temperature": 0.0},
+        {"temperature": 1.3, "top_k": 5},
+        {"temperature": 0.7, "top_p": 0.8, "seed": (1 << 64) - 1},
+        {"temperature": 1.0, "min_p": 0.1, "seed": -3},
+    ]
+    logits = logits_of("plain", len(kinds)).to(dtype)
+    for chosen in ([0, 1, 2, 3, 4], [1, 0], [4], [2, 3], [0, 4, 1], [1]):
+        state = SamplerState(COUNT, DEVICE, lambda slots, ends, count: torch.zeros(1, 0))
+        for slot in chosen:
+            params = SamplingParams(**{"max_tokens": 9, "seed": slot, **kinds[slot]})
+            state.begin(SlotInit(slot, "r", [1], 1, params))
+        ends = [7 * slot + 3 for slot in chosen]
+        expected = sample(logits[chosen].float(), state.inputs(chosen, ends))
+        with monkeypatch.context() as patch:
+            for module in (sampling, sampler_state):
+                patch.setattr(module, "has_triton", lambda device: True)
+            how = state.inputs(chosen, ends)
+            assert how.keeps_logits() and len(how.draws) == (chosen != [1])
+            assert torch.equal(sample(logits[chosen], how), expected)

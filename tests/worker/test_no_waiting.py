@@ -13,8 +13,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from batching.core.types import SamplingParams, SequencePlan, SlotInit, StepPlan
-from batching.worker import device, torch_worker
+from batching.worker import (
+    device,
+    draw_kernel,
+    sampler_state,
+    sampling,
+    torch_worker,
+    triton_slots,
+)
 from batching.worker.attention import AttentionMetadata, LayerSpec
+from batching.worker.attention_triton import TritonAttention
 from batching.worker.grammar_masks import GrammarSlots
 from batching.worker.model import PackedModel
 from batching.worker.probe import Probe
@@ -22,10 +30,11 @@ from batching.worker.protocol import Capabilities
 from batching.worker.sampler_state import SamplerState
 from batching.worker.slots import SlotTables
 from batching.worker.torch_worker import TorchWorker
+from batching.worker.triton_slots import TritonSlots
 from tests.worker import tiny_models
 
 META = torch.device("meta")
-SEQUENCES = 8
+SEQUENCES, BLOCK = 8, 4
 KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {"temperature": 0.0, "logit_bias": ((3, 1.5),), "min_tokens": 5, "stop_token_ids": (2,)},
@@ -63,6 +72,29 @@ class ShapesOnly:
         return torch.empty_like(query)
 
 
+class Kernel:
+    """Stands for a Triton kernel, which runs nowhere."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self._launch
+
+    def _launch(self, *args: Any, **constants: Any) -> None:
+        assert all(arg.is_meta for arg in args if isinstance(arg, torch.Tensor))
+
+
+class TritonShapes(TritonAttention):
+    """Divides its work, and computes nothing."""
+
+    def __init__(self, specs: list[LayerSpec]) -> None:
+        super().__init__(device.choose_device("auto"))
+        for spec in specs:
+            self.allocate(spec, 1, BLOCK, torch.bfloat16)
+        self._device = META
+
+    def forward(self, query: torch.Tensor, *_: Any) -> torch.Tensor:
+        return torch.empty_like(query)
+
+
 class Event:
     def __init__(self, device: torch.device) -> None: ...
 
@@ -82,25 +114,34 @@ def fetch(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.zeros(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
 
 
-@pytest.fixture(params=["llama", "qwen3", "gemma2", "gpt2", "phi3", "gpt_oss", "qwen3_moe"])
+MODELS = ["llama", "qwen3", "gemma2", "gpt2", "phi3", "gpt_oss", "qwen3_moe"]
+WITH_KERNELS = ["llama", "gemma2"]
+
+
+@pytest.fixture(
+    params=[(name, False) for name in MODELS] + [(name, True) for name in WITH_KERNELS],
+    ids=MODELS + [f"{name}, kernels" for name in WITH_KERNELS],
+)
 def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> TorchWorker:
+    name, with_kernels = request.param
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch, "Event", Event)
     monkeypatch.setattr(torch_worker, "fetch", fetch)
     monkeypatch.setattr(torch, "tensor", on_the_host)
-    model = tiny_models.build(request.param).to(torch.bfloat16)
+    model = tiny_models.build(name).to(torch.bfloat16)
     with torch.inference_mode():
         probe = Probe(model, tiny_models.MAX_LEN)
     packed = PackedModel(model.to(META))
     pages = [(torch.empty(0), torch.empty(0))] * len(probe.specs)
-    packed.bind(probe.modules, probe.specs, ShapesOnly(), pages)  # type: ignore[arg-type]
+    backend: Any = TritonShapes(probe.specs) if with_kernels else ShapesOnly()
+    packed.bind(probe.modules, probe.specs, backend, pages)
     limits = Capabilities(
         model="",
         architecture="",
         vocab_size=tiny_models.VOCAB,
         max_model_len=tiny_models.MAX_LEN,
         num_blocks=99,
-        block_size=4,
+        block_size=BLOCK,
         max_sequences=SEQUENCES,
         max_step_tokens=64,
         dtype="float32",
@@ -110,7 +151,16 @@ def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> TorchWorker:
     worker = TorchWorker.__new__(TorchWorker)
     worker._capabilities, worker._device, worker._model = limits, META, packed
     worker._peers = None
-    worker._slots = SlotTables(SEQUENCES, tiny_models.MAX_LEN, 4, META)
+    sizes = (SEQUENCES, tiny_models.MAX_LEN, BLOCK, META)
+    worker._slots = SlotTables(*sizes)
+    if with_kernels:
+        worker._slots = TritonSlots(*sizes, 0, backend, probe.specs)
+        for kernel in ("write_blocks", "write_inputs", "append_tokens"):
+            monkeypatch.setattr(triton_slots, kernel, Kernel())
+        for kernel in ("find_bounds", "take_noisiest", "write_winners"):
+            monkeypatch.setattr(draw_kernel, kernel, Kernel())
+        for module in (sampling, sampler_state):
+            monkeypatch.setattr(module, "has_triton", lambda device: True)
     worker._sampler = SamplerState(tiny_models.VOCAB, META, worker._slots.before)
     worker._grammars = GrammarSlots(limits)
     return worker

@@ -178,9 +178,7 @@ def test_partial_results_find_room(backend: TritonAttention) -> None:
         backend.allocate(spec, 1, 16, torch.float16)
     backend.reserve(specs, 64, 1 << 20)
     assert backend._room.nbytes <= attention_triton.ROOM_BYTES
-    metadata = case_of(specs[0], [(1, 1)]).metadata([(0, 0, 1)])
-    metadata.counts, metadata.contexts = [1] * 64, [1 << 20] * 64
-    for kind, division in backend.divide(metadata, specs).items():
+    for kind, division in backend.divide([1] * 64, [1 << 20] * 64, specs).items():
         assert division.partials * kind[0] * (kind[2] + 2) <= len(backend._room)
 
 

@@ -163,9 +163,6 @@ class CpuDecoder:
     def weight_bytes(self) -> int:
         return sum(kept.nbytes for kept in self._kept)
 
-    def padding(self, tokens: int, sequences: int) -> int:
-        return 0
-
     def hidden(
         self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
     ) -> torch.Tensor:
@@ -201,6 +198,9 @@ class CpuDecoder:
             self._is_bfloat16,
         )
         return output[:, : self._vocabulary]
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.logits(hidden)
 
     def largest(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden.contiguous()
