@@ -11,11 +11,13 @@ from batching.worker.device import choose_device, free_bytes
 from batching.worker.kv_pool import block_bytes, choose_num_blocks
 from batching.worker.peers import Peers
 from batching.worker.protocol import Capabilities, UnsupportedModelError, WorkerConfig
+from batching.worker.read_ahead import read_ahead
 from batching.worker.runner import Loaded, Pages, Runner
 from batching.worker.slots import SlotTables
 from batching.worker.start_up import Phases
 
 GRAPHED = ("cuda",)  # kinds of devices that record launches
+HOSTS = ("cpu",)  # those whose memory is the host's: weights are copied nowhere
 
 
 @dataclass
@@ -94,10 +96,14 @@ def _load(
             if backend.name == "cpu":
                 return plain, backend
             phases.begin("weights")
+    ahead = None if device.type in HOSTS else read_ahead(config, device)
     # Here, because importing it takes longer than the rest of a small model's start.
     from batching.worker.transformers_model import TransformersModel
 
-    model = TransformersModel(config, device, phases)
+    model = TransformersModel(config, device, phases, ahead)
+    if ahead is not None:
+        phases.begin("weights")
+        ahead.finish(phases.report)
     if backend is None:
         backend = choose_backend(config.attention, device, model.specs, model.dtype, stored)
     return model, backend

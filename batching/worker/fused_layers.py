@@ -9,6 +9,7 @@ around them, the probe included, stays as it is.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -125,11 +126,23 @@ def _merge(*linears: nn.Linear) -> nn.Linear:
     first, outputs = linears[0], sum(linear.out_features for linear in linears)
     merged = nn.Linear(first.in_features, outputs, first.bias is not None, device="meta")
     for name, _ in list(merged.named_parameters()):
-        whole = torch.cat([getattr(linear, name).detach() for linear in linears])
+        whole = _joined([getattr(linear, name).detach() for linear in linears])
         setattr(merged, name, nn.Parameter(whole, requires_grad=False))
         for linear in linears:
             setattr(linear, name, None)
     return merged
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """All rows in one tensor: a copy, unless they lie side by side already (`read_ahead.py`)."""
+    first, rows = parts[0], sum(map(len, parts))
+    if all(
+        left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+        and left.data_ptr() + left.nbytes == right.data_ptr()
+        for left, right in pairwise(parts)
+    ):
+        return first.as_strided((rows, *first.shape[1:]), first.stride())
+    return torch.cat(parts)
 
 
 def _add_product(x: torch.Tensor, linear: nn.Module, rows: torch.Tensor) -> None:
@@ -141,7 +154,10 @@ def _add_product(x: torch.Tensor, linear: nn.Module, rows: torch.Tensor) -> None
 
 
 def fuse(model: Any) -> bool:
-    """Replace the layers and the last norm of a model on the host. Returns whether that is done."""
+    """Replace a model's layers and last norm, while it computes on the host.
+
+    Returns whether that is done.
+    """
     base = model.base_model
     if llama_shape.refuses(model) is not None:
         return False

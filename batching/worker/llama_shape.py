@@ -11,6 +11,13 @@ from torch import nn
 
 # Decoder layers whose forward, in the plain configuration, is exactly the one computed.
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+# By `model_type` of the configuration, what transformers makes of it.
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 class Shape(NamedTuple):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from batching.worker.device import free_bytes, has_fp8, has_triton, serving_dtype
-from batching.worker.kv_pool import GIB
 from batching.worker.model import ATTENTION_NAME
 from batching.worker.pool_protocol import PoolConfig
 from batching.worker.probe import refuse_by_config
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
 from batching.worker.quantized import quantize
+from batching.worker.read_ahead import ReadAhead, refuse_beyond
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +27,17 @@ PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 REPORTS = 50  # progress messages per loading bar, at most
 
 
-def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -> Any:
+def load_model(
+    config: WorkerConfig,
+    device: torch.device,
+    progress: Progress,
+    ahead: ReadAhead | None = None,
+) -> Any:
     """A transformers causal LM in eval mode on `device`, its attention set to ours.
 
-    Raises `UnsupportedModelError` if the folder cannot be loaded completely, or holds an
-    architecture that is refused by its configuration.
+    Its weights are those that are read `ahead`, and may still be on their way, where they are what
+    the model asks for. Raises `UnsupportedModelError` if the folder cannot be loaded completely, or
+    holds an architecture that is refused by its configuration.
     """
     try:
         model_config = AutoConfig.from_pretrained(
@@ -47,6 +54,56 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
             found = model_config.quantization_config
             found = found if isinstance(found, dict) else found.to_dict()
             model_config.quantization_config = {**found, "dequantize": True}
+    model: Any = None if ahead is None else _filled(config.model, model_config, dtype, ahead)
+    is_placed = model is not None
+    if not is_placed:
+        model = _loaded(config, model_config, device, progress, dtype, stored)
+    model.eval().requires_grad_(False)
+    if stored is not None:
+        return model
+    if has_triton(device) and config.tensor_parallel == 1 and config.attention != "reference":
+        from batching.worker.fused_layers import fuse
+
+        if not fuse(model):
+            logger.info("%s: layers are computed by transformers", model.config.model_type)
+    if device.type == "cpu":
+        return model
+    if config.quantization == "fp8" and not has_fp8(device):
+        raise UnsupportedModelError("fp8 weights need a GPU of compute capability 8.9 or more")
+    if config.quantization != "none":
+        quantize(model, config.quantization)
+    if not is_placed:
+        refuse_too_large(config.model, model, free_bytes(device))
+    return model.to(device)
+
+
+def _filled(folder: str, model_config: Any, dtype: torch.dtype, ahead: ReadAhead) -> Any:
+    """A model of Llama's shape with the weights that are read ahead, or None if they do not fit."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(model_config), dtype=dtype, attn_implementation=ATTENTION_NAME
+        )
+    if not ahead.fill(model, dtype):
+        ahead.cancel()
+        return None
+    base = model.base_model
+    base.rotary_emb = type(base.rotary_emb)(model.config)  # which has numbers, and no weights
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    except OSError:
+        pass  # the one that was made of the model's configuration
+    return model
+
+
+def _loaded(
+    config: WorkerConfig,
+    model_config: Any,
+    device: torch.device,
+    progress: Progress,
+    dtype: torch.dtype,
+    stored: str | None,
+) -> Any:
+    """The model as transformers loads it: on the host, but for ranks' shares and coded weights."""
     divided: dict[str, Any] = {}
     if config.tensor_parallel > 1:
         divided["distributed_config"] = _division(config, model_config)
@@ -62,22 +119,7 @@ def load_model(config: WorkerConfig, device: torch.device, progress: Progress) -
         **divided,
     )
     refuse_incomplete(config.model, absent)
-    model.eval().requires_grad_(False)
-    if stored is not None:
-        return model
-    if has_triton(device) and config.tensor_parallel == 1 and config.attention != "reference":
-        from batching.worker.fused_layers import fuse
-
-        if not fuse(model):
-            logger.info("%s: layers are computed by transformers", model.config.model_type)
-    if device.type == "cpu":
-        return model
-    if config.quantization == "fp8" and not has_fp8(device):
-        raise UnsupportedModelError("fp8 weights need a GPU of compute capability 8.9 or more")
-    if config.quantization != "none":
-        quantize(model, config.quantization)
-    refuse_too_large(config.model, model, free_bytes(device))
-    return model.to(device)
+    return model
 
 
 def stored_quantization(name: str, model_config: Any) -> str | None:
@@ -183,12 +225,8 @@ def refuse_incomplete(model: str, absent: list[str]) -> None:
 
 def refuse_too_large(name: str, model: Any, free: int) -> None:
     """Raise `UnsupportedModelError` if the model's weights do not fit `free` bytes."""
-    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    if needed > free:
-        raise UnsupportedModelError(
-            f"the weights of {name!r} take {needed / GIB:.2f} GiB, and {free / GIB:.2f} GiB of the "
-            "device's memory are free"
-        )
+    tensors = (*model.parameters(), *model.buffers())
+    refuse_beyond(name, sum(tensor.nbytes for tensor in tensors), free)
 
 
 def choose_dtype(requested: str, model_config: Any, device: torch.device) -> torch.dtype:

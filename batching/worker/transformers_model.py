@@ -16,6 +16,7 @@ from batching.worker.model import PackedModel
 from batching.worker.probe import Probe, freeze_rope, rope_limit
 from batching.worker.protocol import WorkerConfig
 from batching.worker.quantized import quantize
+from batching.worker.read_ahead import ReadAhead
 from batching.worker.runner import Pages, Runner
 from batching.worker.sampling import Draws, SamplingInputs, sample
 from batching.worker.start_up import Phases, choose_max_model_len, end_tokens
@@ -26,9 +27,16 @@ logger = logging.getLogger(__name__)
 class TransformersModel:
     """Implements `runner.Loaded`. Raises `UnsupportedModelError` if it cannot be served exactly."""
 
-    def __init__(self, config: WorkerConfig, device: torch.device, phases: Phases) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        device: torch.device,
+        phases: Phases,
+        ahead: ReadAhead | None = None,
+    ) -> None:
+        """With weights that are read `ahead`, it computes rubbish until they have been."""
         self._config = config
-        model = self._model = load_model(config, device, phases.report)
+        model = self._model = load_model(config, device, phases.report, ahead)
         text_config = model.config.get_text_config(decoder=True)
         self.architecture = type(model).__name__
         self.vocab_size = text_config.vocab_size

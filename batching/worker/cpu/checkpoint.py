@@ -21,22 +21,15 @@ from batching.worker.attention import AttentionBackend, LayerSpec
 from batching.worker.cpu import decoder
 from batching.worker.cpu.attention import CpuAttention
 from batching.worker.device import serving_dtype
-from batching.worker.llama_shape import LayerWeights, LlamaWeights, Shape
+from batching.worker.llama_shape import CLASSES, LayerWeights, LlamaWeights, Shape
 from batching.worker.protocol import WorkerConfig
 from batching.worker.runner import Pages, Runner
 from batching.worker.start_up import choose_max_model_len, end_tokens
+from batching.worker.stored import stored_tensors
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-_PLAIN = ("F32", "BF16", "F16")  # formats of stored numbers
 
 
 class _Rope(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,7 +85,7 @@ class _Config(msgspec.Struct, forbid_unknown_fields=True):
         """Raise `ValueError` if the model is not plain."""
         is_qwen = self.model_type.startswith("qwen")
         windows = self.use_sliding_window if is_qwen else self.sliding_window is not None
-        if self.architectures != (_CLASSES[self.model_type],):
+        if self.architectures != (CLASSES[self.model_type],):
             raise ValueError(f"it is a {self.architectures[0]}")
         if windows or self.attention_bias or self.mlp_bias:
             raise ValueError("it has windows or biases")
@@ -203,46 +196,28 @@ class _Files:
     """The tensors of a folder's safetensors files, one or many."""
 
     def __init__(self, folder: Path) -> None:
-        single = folder / "model.safetensors"
-        if single.exists():
-            with safe_open(single, "pt") as file:
-                self._paths = dict.fromkeys(file.keys(), single)
-        else:
-            index = _read(folder / "model.safetensors.index.json", _Index)
-            self._paths = {name: folder / file for name, file in index.weight_map.items()}
+        self._stored = stored_tensors(folder)
 
     def check(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """Raise `ValueError` unless exactly these are there, with these shapes, and not coded."""
-        if self._paths.keys() != expected.keys():
-            name = min(self._paths.keys() ^ expected.keys())
+        """Raise `ValueError` unless exactly these are there, with these shapes."""
+        if self._stored.keys() != expected.keys():
+            name = min(self._stored.keys() ^ expected.keys())
             raise ValueError(f"{name} is missing, or should be")
-        for path, names in self._by_path(expected).items():
-            with safe_open(path, "pt") as file:
-                for name in names:
-                    tensor = file.get_slice(name)
-                    if tuple(tensor.get_shape()) != expected[name]:
-                        raise ValueError(f"{name} has an unexpected shape")
-                    if tensor.get_dtype() not in _PLAIN:
-                        raise ValueError(f"{name} is stored as {tensor.get_dtype()}")
+        for name, tensor in self._stored.items():
+            if tensor.shape != expected[name]:
+                raise ValueError(f"{name} has an unexpected shape")
 
     def read(self, wanted: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Tensors whose memory is the file's."""
+        paths: dict[Path, list[str]] = {}
+        for name in wanted:
+            paths.setdefault(self._stored[name].path, []).append(name)
         found: dict[str, torch.Tensor] = {}
         # Opened anew each time: what was read is no memory of ours when it is not used any more.
-        for path, names in self._by_path(wanted).items():
+        for path, names in paths.items():
             with safe_open(path, "pt") as file:
                 found |= {name: file.get_tensor(name) for name in names}
         return found
-
-    def _by_path(self, names: dict[str, Any] | tuple[str, ...]) -> dict[Path, list[str]]:
-        paths: dict[Path, list[str]] = {}
-        for name in names:
-            paths.setdefault(self._paths[name], []).append(name)
-        return paths
-
-
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
 
 
 def _read(path: Path, kind: type[T]) -> T:
