@@ -135,6 +135,7 @@ def _record(
 ) -> Runner:
     """The model with its small steps recorded."""
     from batching.worker.attention_triton import TritonAttention
+    from batching.worker.compiling import compile_together
     from batching.worker.cuda_graphs import GraphedModel, Recorder
     from batching.worker.model import PackedModel
     from batching.worker.triton_slots import TritonSlots
@@ -144,6 +145,7 @@ def _record(
     assert isinstance(slots, TritonSlots)
     graphed = GraphedModel(model, backend, specs, limits, slots.tables)
     with torch.inference_mode():
+        compile_together(lambda: graphed.record(lambda run: (lambda: None, run())))
         graphed.record(Recorder())
     slots.place = graphed.place
     return graphed

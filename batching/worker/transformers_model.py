@@ -9,7 +9,7 @@ import torch
 
 from batching.worker import llama_shape
 from batching.worker.attention import AttentionBackend
-from batching.worker.device import peak_bytes
+from batching.worker.device import has_triton, peak_bytes
 from batching.worker.load import load_model
 from batching.worker.logprobs import PROMPT_LOGPROB_ROWS, token_logprobs
 from batching.worker.model import PackedModel
@@ -22,6 +22,8 @@ from batching.worker.sampling import Draws, SamplingInputs, sample
 from batching.worker.start_up import Phases, choose_max_model_len, end_tokens
 
 logger = logging.getLogger(__name__)
+
+PROMPT_TOKENS = 64  # more than products of few rows have
 
 
 class TransformersModel:
@@ -52,10 +54,22 @@ class TransformersModel:
             if device.type == "cpu":
                 self._probe, self.step_bytes = Probe(model, self.max_model_len), 0
             else:
+                if has_triton(device):
+                    self._compile()
                 self._probe, self.step_bytes = peak_bytes(
                     device, lambda: largest_step(model, self._packed, self.max_model_len, config)
                 )
         self.specs = self._probe.specs
+
+    def _compile(self) -> None:
+        """Have the kernels ready that the largest step launches."""
+        from batching.worker.compiling import compile_together
+
+        def rehearse() -> None:
+            Probe(self._model, self.max_model_len, PROMPT_TOKENS)
+            largest_draw(self._model, self._packed, self._config)
+
+        compile_together(rehearse)
 
     def bind(self, backend: AttentionBackend, pages: Pages) -> Runner:
         """On CPU a runner in C++ where there is one, else the transformers model itself."""
@@ -89,6 +103,15 @@ def largest_step(
     Attention is not in it: its backend reserves what it needs.
     """
     probe = Probe(model, max_model_len, config.max_step_tokens)
+    _logits, raw, tokens = largest_draw(model, packed, config)
+    token_logprobs(raw, tokens, 1)
+    return probe
+
+
+def largest_draw(
+    model: Any, packed: PackedModel, config: WorkerConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As many rows of logits as a step may want; a copy; and what is drawn at the most cost."""
     rows = max(config.max_sequences, PROMPT_LOGPROB_ROWS)
     width = model.get_input_embeddings().weight.shape[1]
     logits = packed.logits(torch.zeros(rows, width, dtype=model.dtype, device=model.device))
@@ -96,5 +119,4 @@ def largest_step(
     every = torch.arange(rows, device=model.device)
     keys = torch.zeros(rows, 2, dtype=torch.int32, device=model.device)
     draws = Draws(every, temperature=half, keys=keys, top_p=half, min_p=half)
-    token_logprobs(logits[every], sample(logits, SamplingInputs(draws=(draws,))), 1)
-    return probe
+    return logits, logits[every], sample(logits, SamplingInputs(draws=(draws,)))
