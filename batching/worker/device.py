@@ -161,6 +161,11 @@ def peak_bytes(device: torch.device, run: Callable[[], T]) -> tuple[T, int]:
     return result, int(peak)
 
 
+def free_pinned() -> None:
+    """Give back the host's memory that devices read by themselves, where nothing uses it."""
+    getattr(torch.accelerator, "empty_host_cache", lambda: None)()  # older torch keeps it
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that could still be allocated now, in bytes.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,20 +80,21 @@ def load_model(
 
 def _filled(folder: str, model_config: Any, dtype: torch.dtype, ahead: ReadAhead) -> Any:
     """A model of Llama's shape with the weights that are read ahead, or None if they do not fit."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(model_config), dtype=dtype, attn_implementation=ATTENTION_NAME
-        )
-    if not ahead.fill(model, dtype):
-        ahead.cancel()
-        return None
-    base = model.base_model
-    base.rotary_emb = type(base.rotary_emb)(model.config)  # which has numbers, and no weights
     try:
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    except OSError:
-        pass  # the one that was made of the model's configuration
-    return model
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(model_config), dtype=dtype, attn_implementation=ATTENTION_NAME
+            )
+        base = model.base_model
+        base.rotary_emb = type(base.rotary_emb)(model.config)  # which has numbers, and no weights
+        if Path(folder, "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        if ahead.fill(model, dtype):
+            return model
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        logger.info("%r is loaded by transformers: %s", folder, error)
+    ahead.cancel()
+    return None
 
 
 def _loaded(

@@ -22,7 +22,7 @@ import msgspec
 import torch
 from torch import nn
 
-from batching.worker.device import free_bytes, serving_dtype
+from batching.worker.device import free_bytes, free_pinned, serving_dtype
 from batching.worker.kv_pool import GIB
 from batching.worker.llama_shape import CLASSES
 from batching.worker.protocol import UnsupportedModelError, WorkerConfig
@@ -133,6 +133,8 @@ class ReadAhead:
                 report("weights", 1 - len(self._pieces) / self._count)
         if self._error is not None:
             raise UnsupportedModelError(f"cannot load {self._model!r}: {self._error}")
+        if self._device.type != "cpu":
+            free_pinned()
         if self.tensors:
             size, seconds = self._bytes / GIB, self._ended - self._began
             logger.info("%.2f GiB of weights were on the device after %.1f s", size, seconds)

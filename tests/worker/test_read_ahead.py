@@ -145,6 +145,14 @@ def test_transformers_says_what_does_not_match(
     assert not ahead.tensors
 
 
+def test_transformers_reads_what_is_said_wrongly(tmp_path: Path) -> None:
+    folder = tiny_models.save("llama", tmp_path)
+    (folder / "generation_config.json").write_text("rubbish")
+    config, ahead = WorkerConfig(str(folder)), begin(folder)
+    check_same(load_model(config, CPU, print, ahead), load_model(config, CPU, print))
+    assert ahead is not None and not ahead.tensors
+
+
 @pytest.mark.parametrize(
     "change",
     [
