@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,18 @@ def test_serves_the_same_tokens(
 ) -> None:
     folder = tiny_models.save("qwen2", tmp_path)
     monkeypatch.setattr(load, "has_triton", lambda device: True)
-    limits = {"device": "cpu", "max_sequences": 4, "max_step_tokens": 32, "num_blocks": 64}
+    limits = {"max_sequences": 4, "max_step_tokens": 32, "num_blocks": 64}
     config = WorkerConfig(str(folder), attention=attention, **limits)  # type: ignore[arg-type]
     requests = [request(f"r{n}", list(range(3, 4 + n)), max_tokens=4) for n in (1, 20)]
-    expected = Harness(TorchWorker(config)).run(requests)
+    with monkeypatch.context() as without:
+        without.setattr(assemble, "read_ahead", lambda *_: None)
+        expected = Harness(TorchWorker(config)).run(requests)
     monkeypatch.setattr(assemble, "HOSTS", ())
-    taken = []
+    taken: list[bool] = []
     monkeypatch.setattr(ReadAhead, "fill", _noting(ReadAhead.fill, taken))
     worker = TorchWorker(config)
     assert taken == [True]
+    assert sys.getswitchinterval() > read_ahead.SWITCH
     assert Harness(worker).run(requests) == expected
 
 
