@@ -3,8 +3,9 @@
 At one sequence a step the GPU mostly starts small kernels. Here queries, keys and values come from
 one product, gate and up from one; residuals are added by the products themselves (in plain
 weights); normalising, rotating with the writing of pages, and activating are a kernel each
-(`fused_kernels.py`). The layers take the place of transformers' own inside its model, so everything
-around them, the probe included, stays as it is.
+(`fused_kernels.py`), or, with few rows, parts of the products (`few_rows.py`). The layers take the
+place of transformers' own inside its model, so everything around them, the probe included, stays as
+it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from batching.worker import llama_shape
 from batching.worker.attention_triton import TritonAttention, padded
+from batching.worker.few_rows import is_for, multiply
 from batching.worker.fused_kernels import activate, normalize, rotate_and_write
 from batching.worker.model import PagedLayer
 
@@ -69,7 +71,7 @@ class FusedLayer(nn.Module):
     ) -> torch.Tensor:
         """Changes `hidden_states` [sequences, tokens, width], which nobody else needs, in place."""
         x = hidden_states.view(-1, hidden_states.shape[-1])
-        qkv = self.qkv(self.input_norm(x))
+        qkv = _normed_product(x, self.input_norm, self.qkv)
         shape = hidden_states.shape[:2]
         cos, sin = (part.expand(*shape, -1).flatten(0, 1) for part in position_embeddings)
         paged: PagedLayer | None = getattr(self.attention, "paged_layer", None)
@@ -81,7 +83,7 @@ class FusedLayer(nn.Module):
             self._rotate(qkv, cos, sin, None)
             attended = self._attend(qkv.view(*shape, -1), attention_mask)
         _add_product(x, self.output, attended.view(len(x), -1))
-        _add_product(x, self.down, self._activate(self.gate_up(self.post_norm(x))))
+        _add_product(x, self.down, self._activated(x))
         return hidden_states
 
     def _rotate(
@@ -114,7 +116,10 @@ class FusedLayer(nn.Module):
         attended, _ = attention(self.attention, *heads.split(sizes, 1), mask, scaling=scale)
         return attended.contiguous()
 
-    def _activate(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def _activated(self, x: torch.Tensor) -> torch.Tensor:
+        if is_for(x, self.gate_up, normed=True):
+            return multiply(x, self.gate_up, self.post_norm, paired=True)
+        gate_up = self.gate_up(self.post_norm(x))
         rows, width = len(gate_up), gate_up.shape[1] // 2
         output = gate_up.new_empty(rows, width)
         activate[rows, triton.cdiv(width, PIECE)](gate_up, output, WIDTH=width, PIECE=PIECE)
@@ -145,9 +150,19 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def _normed_product(x: torch.Tensor, norm: FusedNorm, linear: nn.Module) -> torch.Tensor:
+    """`linear(norm(x))`, in one launch where the rows are few and the weights plain."""
+    if is_for(x, linear, normed=True):
+        return multiply(x, linear, norm)
+    product: torch.Tensor = linear(norm(x))
+    return product
+
+
 def _add_product(x: torch.Tensor, linear: nn.Module, rows: torch.Tensor) -> None:
     """Add `linear(rows)` to `x`, in one launch where the weights are plain."""
-    if type(linear) is nn.Linear and linear.bias is None:
+    if is_for(rows, linear):
+        multiply(rows, linear, added_to=x)
+    elif type(linear) is nn.Linear and linear.bias is None:
         x.addmm_(rows, linear.weight.t())
     else:
         x.add_(linear(rows))

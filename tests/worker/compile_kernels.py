@@ -18,11 +18,12 @@ os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
 
 import torch
 import triton
+from torch import nn
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from batching.worker import attention_kernels as kernels
-from batching.worker import draw_kernel, fused_kernels, quantized_kernel, slot_kernels
+from batching.worker import draw_kernel, few_rows, fused_kernels, quantized_kernel, slot_kernels
 from batching.worker.attention import LayerSpec
 from batching.worker.attention_triton import (
     FLOAT32_TILES,
@@ -52,7 +53,8 @@ def compile_kernel(
                 "keys": "*i32", "temperature": "*fp32", "top_k": "*i64", "top_p": "*fp32",
                 "min_p": "*fp32", "bounds": "*fp32", "tokens": "*i64"}  # fmt: skip
     data = ("query", "key", "value", "key_pages", "value_pages", "output", "x", "scales", "lows",
-            "weight", "qkv", "cos", "sin", "query_norm", "key_norm", "gate_up")  # fmt: skip
+            "weight", "norm", "bias", "qkv", "cos", "sin", "query_norm", "key_norm",
+            "gate_up")  # fmt: skip
     pointers |= dict.fromkeys(data, f"*{dtype}") | {n: f"*{kind}" for n, kind in stored.items()}
     signature = {}
     for name in kernel.arg_names:
@@ -132,6 +134,31 @@ def compile_fused(target: GPUTarget, pages: str) -> None:
         report(built, f"{target.arch} bf16 {kernel.__name__}", limit=48 << 10)
 
 
+def compile_few_rows(target: GPUTarget, rows: int) -> None:
+    """The products of layers of Qwen3-0.6B's and Llama-3.1-8B's shapes."""
+    limit = (227 if target.arch == HOPPER.arch else 64) << 10
+    for inputs, flags in (
+        (1024, ("NORMED", "BIASED")),
+        (1024, ("NORMED", "PAIRED")),
+        (2048, ("ADDED",)),
+        (3072, ("ADDED",)),
+        (4096, ("NORMED", "BIASED")),
+        (4096, ("NORMED", "PAIRED")),
+        (14336, ("ADDED",)),
+    ):
+        shape = torch.empty(rows, inputs, dtype=torch.bfloat16, device="meta")
+        if few_rows.is_for(shape, nn.Linear(1, 1), normed="NORMED" in flags):
+            tiles = few_rows.constants(rows, inputs, limit)
+            warps, early = tiles.pop("num_warps"), target.arch == HOPPER.arch
+            given = {**tiles, "INPUTS": inputs, "OUTPUTS": 4096, "EARLY": early}
+            given |= {flag: flag in flags for flag in ("NORMED", "BIASED", "PAIRED", "ADDED")}
+            absent = {"norm": "NORMED", "bias": "BIASED"}
+            given |= {name: None for name, flag in absent.items() if flag not in flags}
+            built = compile_kernel(few_rows.few_rows, target, "bf16", given, warps)
+            what = f"{target.arch} {rows} rows of {inputs} {' '.join(flags).lower()}"
+            report(built, what, limit)
+
+
 def compile_draws(target: GPUTarget, dtype: str) -> None:
     kept = {"logits": dtype, "rows": "i32", "top_k": "i32", "sums": "fp32", "found": "i32"}
     row = {"COUNT": 151936}
@@ -181,6 +208,11 @@ def main() -> None:
         for dtype in ("fp32", "bf16"):
             compile_draws(target, dtype)
     compile_fused(HOPPER, "fp8e4nv")
+    for rows in (1, 2, 4, 16):
+        compile_few_rows(HOPPER, rows)
+    for target in (ADA, MI300):
+        compile_few_rows(target, 1)
+        compile_few_rows(target, 16)
     for codes in ("i8", "fp8e4nv", "u8"):
         for rows in quantized_kernel.TILES:
             compile_product(HOPPER, "bf16", codes, rows)

@@ -20,6 +20,7 @@ from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
 from tests.worker.harness import Harness, Outcome, request
 from tests.worker.paged_case import spec_of
+from tests.worker.test_few_rows import make_interpreting_cheap
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value")  # rows that nobody asked for
 SIZES = [*((size, False) for size in (1, 2, 4, 8)), (8, True), (16, True)]
@@ -61,6 +62,7 @@ def graphed(folder: Path) -> Iterator[TorchWorker]:
             patch.setattr(cuda_graphs, "Recorder", Repeater)
             for module in (load, sampling, sampler_state):
                 patch.setattr(module, "has_triton", lambda device: True)
+        make_interpreting_cheap(patch)
         # On a GPU, torch's grouped products wait for the device in other dtypes than bfloat16.
         waits = choose_device("auto").type != "cpu" and folder.name.startswith("gpt_oss")
         dtype = "bfloat16" if waits else "float32"

@@ -18,6 +18,7 @@ from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
 from tests.worker.harness import Harness
 from tests.worker.test_architectures import Case, check, generate, serve
+from tests.worker.test_few_rows import ROWS, make_interpreting_cheap
 from tests.worker.test_quantized import serve as serve_near
 from tests.worker.test_triton_attention import DTYPES
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value")  # rows that nob
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "has_triton", lambda device: True)
+    make_interpreting_cheap(monkeypatch)
 
 
 def layers_of(worker: TorchWorker) -> list[Any]:
@@ -48,11 +50,12 @@ def test_logits_are_those_of_transformers(name: str, dtype: torch.dtype) -> None
         assert not is_fused or fuse(model)
         model.set_attn_implementation("sdpa")
         models.append(model.to(DEVICE))
-    tokens = torch.arange(3 * 20, device=DEVICE).view(3, 20) % tiny_models.VOCAB
-    with torch.inference_mode():
-        expected, got = (model(tokens, use_cache=False).logits.float() for model in models)
     tolerance = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.06}[dtype]
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+    tokens = torch.arange(3 * 20, device=DEVICE).view(3, 20) % tiny_models.VOCAB
+    for some in (tokens, *(tokens[:1, :count] for count in ROWS)):
+        with torch.inference_mode():
+            expected, got = (model(some, use_cache=False).logits.float() for model in models)
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
     sizes = [sum(p.nbytes for p in model.parameters()) for model in models]
     assert sizes[0] == sizes[1]
 
