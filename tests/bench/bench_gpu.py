@@ -6,7 +6,7 @@ For a machine with one NVIDIA GPU. FOLDER holds the models M and L (shapes of Qw
 Llama-3.1-8B, random weights); they are made there when missing (L takes minutes and 16 GB). SITE is
 the folder that vLLM is installed in (`pip install --target`). Servers take turns; figures are
 medians over the rounds. Writes JSON after every case and prints Markdown, also when it is
-interrupted. Nothing here has a result yet: see docs/benchmarks.md.
+interrupted.
 """
 
 from __future__ import annotations

@@ -22,7 +22,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 20.0  # for a stage to stop its servers and print what it has
-TESTS = ("triton_attention", "fused_layers", "draw_kernel", "quantized", "fp8_cache", "cuda_graphs")
+TESTS = (
+    "triton_attention", "few_rows", "fused_layers", "triton_slots", "draw_kernel", "quantized",
+    "fp8_cache", "cuda_graphs", "read_ahead",
+)  # fmt: skip
 
 
 class Stage(NamedTuple):
