@@ -227,14 +227,14 @@ class PoolResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class Coefficients(msgspec.Struct, frozen=True, array_like=True):
     """What a step costs (see `cost_model`): seconds per unit of each term. The defaults are the
-    prior: a mid-sized model somewhere between a laptop and a data-centre GPU, good for a factor of
-    a hundred either way."""
+    prior: a mid-sized model somewhere between a laptop and a data-centre GPU, of which one takes
+    some ten times as long and the other a tenth."""
 
     step: float = 5e-3
-    prefill_token: float = 2e-5
+    prefill_token: float = 1e-4
     sequence: float = 5e-5
-    context_token: float = 2e-8
-    prefill_pair: float = 2e-9
+    context_token: float = 2e-7
+    prefill_pair: float = 2e-8
 
 
 class Outlook(msgspec.Struct, frozen=True, array_like=True):
