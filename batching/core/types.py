@@ -294,7 +294,7 @@ class Limits(msgspec.Struct, frozen=True):
     inter_token_target: float = 0.1  # seconds; bounds the prefill share of a mixed step
     # Or so many times the step without prefill, if that is longer: where decodes alone take up the
     # target, prompts would starve and with them the batch.
-    stretch: float = 2.0
+    stretch: float = 2.5
     policy: str = "fcfs"  # fcfs, priority, deadline, fair
     prefix_caching: bool = True
     overlap: int = 0  # plans that may be uncommitted when the next is made: 0 or 1
