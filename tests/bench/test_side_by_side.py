@@ -24,6 +24,7 @@ from tests.bench.servers import Description, NotInstalledError, Server, descript
 from tests.bench.workloads import CASES, first_token, gaps_around, run_case
 from tests.conftest import HAS_GPU
 from tests.worker import tiny_models
+from tests.worker.test_few_rows import make_interpreting_cheap
 
 SIZE = ModelSize(weight_bytes=1000, parameters=500, layer_parameters=400)
 LIMITS = Machine(bandwidth=1e5, bf16=1e6, float32=1e5, idle=1.0)
@@ -219,12 +220,13 @@ def test_the_step_table_has_a_row_for_each_variant(
 ) -> None:
     folder = tiny_models.save("qwen3", tmp_path, max_position_embeddings=4096)
     monkeypatch.setattr(bench_gpu_step, "bandwidth", lambda: 1e9)
-    names = ("transformers' layers", "fused layers", "fused, int8 weights")
+    names = ("transformers' layers", "fused, int8 weights")
     variants = {name: bench_gpu_step.VARIANTS[name] for name in names}
     monkeypatch.setattr(bench_gpu_step, "VARIANTS", variants)  # kernels may be interpreted:
     monkeypatch.setattr(bench_gpu_step, "CONTEXT", 3)  # that takes long
     monkeypatch.setattr(bench_gpu_step, "KV_CACHE_GIB", 0.01)
     monkeypatch.setattr(bench_gpu_step.load, "has_triton", lambda device: True)
+    make_interpreting_cheap(monkeypatch)
     bench_gpu_step.measure(Namespace(model=folder, sequences=[1, 2], rounds=2))
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head == "| 0.00 TB/s | 1 × 3: ms (÷ weights) | 2 × 3: ms (÷ weights) |"

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess, running
 
-SECONDS = 20
+SECONDS = 12
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from batching.worker.stored import stored_tensors
 from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
 from tests.worker.harness import Harness, request
+from tests.worker.test_few_rows import make_interpreting_cheap
 
 CPU = torch.device("cpu")
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
@@ -89,9 +90,10 @@ def test_serves_the_same_tokens(
 ) -> None:
     folder = tiny_models.save("qwen2", tmp_path)
     monkeypatch.setattr(load, "has_triton", lambda device: True)
+    make_interpreting_cheap(monkeypatch)
     limits = {"max_sequences": 4, "max_step_tokens": 32, "num_blocks": 64}
     config = WorkerConfig(str(folder), attention=attention, **limits)  # type: ignore[arg-type]
-    requests = [request(f"r{n}", list(range(3, 4 + n)), max_tokens=4) for n in (1, 20)]
+    requests = [request(f"r{n}", list(range(3, 4 + n)), max_tokens=3) for n in (1, 9)]
     with monkeypatch.context() as without:
         without.setattr(assemble, "read_ahead", lambda *_: None)
         expected = Harness(TorchWorker(config)).run(requests)
