@@ -46,7 +46,7 @@ class EngineSettings(BaseModel):
         description="tokens in a step; default: 2048 on a CPU, 8192 on a GPU",
     )
     inter_token_target_ms: float = Field(
-        100.0, gt=0, description="most time of a step, or 2.5 times its decodes if longer"
+        100.0, gt=0, description="most time of a step, or 2.5 × its decodes if longer"
     )
     block_size: int = Field(32, ge=1, le=256, description="tokens per KV block")
     kv_cache_dtype: Literal["auto", "fp8"] = Field(

@@ -114,7 +114,7 @@ def test_others_requests_have_no_names() -> None:
     deck = FlightDeck(StepCost(fixed=0.01, prefill_token=0.004))
     deck.fly("a", tokens=20, tenant="mine")
     deck.step(8)
-    deck.fly("b", prompt=60, tenant="theirs")
+    deck.fly("b", prompt=40, tenant="theirs")
     queue = deck.told("cmpl-b", "theirs").sequences[0].queue
     assert queue.running == 1
     deck.fly("c", tenant="mine")
@@ -122,7 +122,7 @@ def test_others_requests_have_no_names() -> None:
     deck.land()
     decode = deck.told("cmpl-a", "mine").sequences[0].decode
     assert decode is not None and decode.worst_gap is not None
-    assert "another key's request prefilled 60 tokens" in decode.worst_gap.why
+    assert "another key's request prefilled 40 tokens" in decode.worst_gap.why
     assert deck.recorder.find("cmpl-a", "theirs") is None
     assert [f.answer_id for f in deck.recorder.newest("theirs")] == ["cmpl-b"]
 
