@@ -23,6 +23,7 @@ import msgspec
 from config.child_environment import available_cores
 from config.flags import OneLineParser, ServeParser
 from config.load import SettingsError, load_settings
+from config.sizes import ON_CPU
 from loadtest.client import Client
 from loadtest.events import Outcome
 from loadtest.flags import new_file, positive
@@ -30,7 +31,6 @@ from loadtest.twin.calibrate import Calibration, Driver, learn
 
 _NAME = "calibrated"
 _START_SECONDS = 900.0
-_SEQUENCES = 64  # driven at once, where no flag says how many the server takes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"slipstream calibrate: error: {error}", file=sys.stderr)
         return 2
     try:
-        found = _measure(rest, ours.seconds, engine.max_sequences or _SEQUENCES)
+        found = _measure(rest, ours.seconds, engine.max_sequences or ON_CPU.max_sequences)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"slipstream calibrate: error: {error}", file=sys.stderr)
         return 1

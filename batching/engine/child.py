@@ -86,6 +86,7 @@ def _serve(channel: ChildChannel) -> None:
 
 
 def _build_worker(settings: EngineSettings, progress: Callable[[str, float], None]) -> Worker:
+    sizes = sizes_of(settings)._asdict()
     if settings.worker == "simulated":
         from batching.worker.simulated import SimulatedWorker, folder_capabilities
 
@@ -94,12 +95,12 @@ def _build_worker(settings: EngineSettings, progress: Callable[[str, float], Non
                 settings.model,
                 num_blocks=settings.num_blocks or SIMULATED_BLOCKS,
                 block_size=settings.block_size,
-                **sizes_of(settings)._asdict(),
+                **sizes,
                 max_model_len=settings.max_model_len,
             )
         )
     shared = {name: getattr(settings, name) for name in WorkerConfig.__struct_fields__}
-    shared |= sizes_of(settings)._asdict()
+    shared |= sizes
     if settings.tensor_parallel > 1:
         from batching.worker.parallel import ParallelWorker
 

@@ -1,20 +1,9 @@
-"""How much is computed at once, where settings leave it to the device."""
+"""How much an engine computes at once."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from config.settings import EngineSettings
-
-
-class Sizes(NamedTuple):
-    """Sequences that run at once, and most tokens in a step."""
-
-    max_sequences: int
-    max_step_tokens: int
-
-
-ON_CPU, ON_ACCELERATOR = Sizes(64, 2048), Sizes(256, 8192)
+from config.sizes import ON_ACCELERATOR, ON_CPU, Sizes
 
 
 def sizes_of(settings: EngineSettings) -> Sizes:

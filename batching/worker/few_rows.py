@@ -23,6 +23,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from batching.worker.attention_triton import PLENTY, padded
 from batching.worker.device import shared_memory
+from batching.worker.fused_kernels import gated
 
 EARLY = True  # whether kernels may start before the one before them has ended
 VECTOR = tl.constexpr(8)  # numbers that a thread has of a piece of a row
@@ -185,8 +186,7 @@ def _products(
 def _activated(lines: tl.tensor, ROWS: tl.constexpr, PAIRS: tl.constexpr) -> tl.tensor:
     """`silu(gate) * up`, of lines that alternate."""
     gate, up = tl.split(tl.trans(tl.reshape(lines, [PAIRS, 2, ROWS]), 0, 2, 1))
-    gate = gate.to(tl.float32)
-    return (gate / (1.0 + tl.exp(-gate))).to(lines.dtype).to(tl.float32) * up.to(tl.float32)
+    return gated(gate.to(tl.float32), up.to(tl.float32), lines.dtype)
 
 
 SUMMED, MOST = 4, 16  # rows: up to how many without tensor cores, and at all

@@ -24,7 +24,7 @@ BELOW_ONE = 1.0 - 2.0**-24
 UNIFORM_STEPS = 2.0**31
 
 
-def draw_keys(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+def draw_keys(seeds: Sequence[int], positions: Sequence[int] | np.ndarray) -> torch.Tensor:
     """One key a draw, int32 [n, 2], from 64-bit seeds and token positions."""
     state = np.array([seed & MASK_64 for seed in seeds], dtype=np.uint64)
     return torch.from_numpy(mix(state, positions).reshape(-1, 2))

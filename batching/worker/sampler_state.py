@@ -18,8 +18,8 @@ from batching.worker.sampling import Bias, Draws, Penalties, Restriction, Sampli
 
 GREEDY_BELOW = 1e-5  # temperatures under which sampling is greedy
 # What draws need, by slot.
-NUMBERS = {"random": np.bool_, "limited": np.bool_, "temperature": np.float32, "top_k": np.int32,
-           "top_p": np.float32, "min_p": np.float32, "seed": np.uint64}  # fmt: skip
+NUMBERS = {"random": np.bool_, "temperature": np.float32, "top_k": np.int32, "top_p": np.float32,
+           "min_p": np.float32, "seed": np.uint64}  # fmt: skip
 _BAD = -1e30  # bans a token, unless all others are impossible
 
 Before = Callable[[Sequence[int], Sequence[int], int], torch.Tensor]
@@ -203,55 +203,49 @@ class SamplerState:
 
     def _draw(self, p: SamplingParams) -> tuple[bool | int | float, ...]:
         """Its `NUMBERS`."""
-        limited = p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0
         top_k = p.top_k if 0 < p.top_k < self._vocab_size else self._vocab_size
         is_random = p.temperature >= GREEDY_BELOW
-        return is_random, limited, p.temperature, top_k, p.top_p, p.min_p, p.seed & MASK_64
+        return is_random, p.temperature, top_k, p.top_p, p.min_p, p.seed & MASK_64
 
     def _draws(self, slots: Sequence[int], ends: Sequence[int]) -> tuple[Draws, ...]:
         """Those that keep all tokens apart from the others, or, for Triton, all together."""
+        of_rows = {name: numbers[slots] for name, numbers in self._numbers.items()}
+        of_rows["end"] = np.array(ends)
+        random = of_rows["random"]
         if has_triton(self._device):
-            return (self._packed_draws(np.array(slots), np.array(ends)),)
-        params = [self._slots[slot].params for slot in slots]
-        random = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
-        limited = {i for i in random if params[i].top_k > 0 or params[i].top_p < 1.0}
-        parts = [i for i in random if i not in limited], [i for i in random if i in limited]
-        return tuple(self._plain_draws(rows, params, ends) for rows in parts if rows)
+            return (self._packed_draws(of_rows, random.nonzero()[0]),)
+        limited = random & ((of_rows["top_k"] < self._vocab_size) | (of_rows["top_p"] < 1.0))
+        parts = (random & ~limited).nonzero()[0], limited.nonzero()[0]
+        return tuple(self._plain_draws(of_rows, rows) for rows in parts if len(rows))
 
-    def _plain_draws(
-        self, rows: list[int], each: list[SamplingParams], ends: Sequence[int]
-    ) -> Draws:
-        params = [each[i] for i in rows]
-        keys = draw_keys([p.seed for p in params], [ends[i] for i in rows])
-        top_k = [p.top_k if 0 < p.top_k < self._vocab_size else self._vocab_size for p in params]
-        limits = [k for k in top_k if k < self._vocab_size]
-        top_p = [p.top_p for p in params]
-        min_p = [p.min_p for p in params]
+    def _plain_draws(self, of_rows: dict[str, np.ndarray], rows: np.ndarray) -> Draws:
+        some = {name: numbers[rows] for name, numbers in of_rows.items()}
+        keys = draw_keys(some["seed"].tolist(), some["end"])
+        limits = some["top_k"][some["top_k"] < self._vocab_size]
         return Draws(
             rows=self._index(rows),
-            temperature=self._floats([p.temperature for p in params]),
+            temperature=self._floats(some["temperature"]),
             keys=upload(keys, torch.int32, self._device),
-            top_k=self._index(top_k) if limits else None,
-            top_p=self._floats(top_p) if min(top_p) < 1.0 else None,
-            min_p=self._floats(min_p) if max(min_p) > 0.0 else None,
-            max_k=max(limits, default=0),
+            top_k=self._index(some["top_k"]) if len(limits) else None,
+            top_p=self._floats(some["top_p"]) if some["top_p"].min() < 1.0 else None,
+            min_p=self._floats(some["min_p"]) if some["min_p"].max() > 0.0 else None,
+            max_k=int(limits.max(initial=0)),
         )
 
-    def _packed_draws(self, slots: np.ndarray, ends: np.ndarray) -> Draws:
+    def _packed_draws(self, of_rows: dict[str, np.ndarray], rows: np.ndarray) -> Draws:
         """In one upload, and with all limits where there is one."""
-        rows = self._numbers["random"][slots].nonzero()[0]
-        slots, ends = slots[rows], ends[rows]
-        names = ["temperature"]
-        if self._numbers["limited"][slots].any():
-            names += ["top_k", "top_p", "min_p"]
-        parts = [rows.astype(np.int32), mix(self._numbers["seed"][slots], ends)]
-        parts += [self._numbers[name][slots] for name in names]
+        some = {name: numbers[rows] for name, numbers in of_rows.items()}
+        keeps_all = some["top_k"] == self._vocab_size
+        keeps_all &= (some["top_p"] >= 1.0) & (some["min_p"] <= 0.0)
+        names = ["temperature"] if keeps_all.all() else ["temperature", "top_k", "top_p", "min_p"]
+        parts = [rows.astype(np.int32), mix(some["seed"], some["end"])]
+        parts += [some[name] for name in names]
         where, keys, *sent = upload_together(parts, self._device)
         limits: dict[str, Any] = dict(zip(names, sent, strict=True))
         return Draws(where, keys=keys.view(-1, 2), **limits)
 
-    def _index(self, values: list[int] | list[list[int]]) -> torch.Tensor:
+    def _index(self, values: list[int] | list[list[int]] | np.ndarray) -> torch.Tensor:
         return upload(values, torch.int64, self._device)
 
-    def _floats(self, values: list[float]) -> torch.Tensor:
+    def _floats(self, values: list[float] | np.ndarray) -> torch.Tensor:
         return upload(values, torch.float32, self._device)

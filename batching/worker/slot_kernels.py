@@ -10,21 +10,22 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["count", "width"])
-def write_blocks(
+def write_at(
     rows: tl.tensor,
     columns: tl.tensor,
-    blocks: tl.tensor,
-    tables: tl.tensor,
+    values: tl.tensor,
+    table: tl.tensor,
     count: tl.tensor,
     width: tl.tensor,
     PIECE: tl.constexpr,
 ) -> None:
-    """`tables[rows, columns] = blocks`."""
+    """`table[rows, columns] = values`, as int32: new blocks, and sampled tokens."""
     at = tl.program_id(0) * PIECE + tl.arange(0, PIECE)
     inside = at < count
     row = tl.load(rows + at, mask=inside, other=0).to(tl.int64)
     column = tl.load(columns + at, mask=inside, other=0)
-    tl.store(tables + row * width + column, tl.load(blocks + at, mask=inside), mask=inside)
+    value = tl.load(values + at, mask=inside)
+    tl.store(table + row * width + column, value.to(tl.int32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count", "width", "table_width"])
@@ -52,22 +53,3 @@ def write_inputs(
     tl.store(tokens + at, token.to(tl.int64), mask=inside)
     tl.store(positions + at, position.to(tl.int64), mask=inside)
     tl.store(places + at, block * BLOCK + position % BLOCK, mask=inside)
-
-
-@triton.jit(do_not_specialize=["count", "width"])
-def append_tokens(
-    slots: tl.tensor,
-    ends: tl.tensor,
-    tokens: tl.tensor,
-    rows: tl.tensor,
-    count: tl.tensor,
-    width: tl.tensor,
-    PIECE: tl.constexpr,
-) -> None:
-    """`rows[slots, ends] = tokens`."""
-    at = tl.program_id(0) * PIECE + tl.arange(0, PIECE)
-    inside = at < count
-    slot = tl.load(slots + at, mask=inside, other=0).to(tl.int64)
-    end = tl.load(ends + at, mask=inside, other=0)
-    token = tl.load(tokens + at, mask=inside)
-    tl.store(rows + slot * width + end, token.to(tl.int32), mask=inside)

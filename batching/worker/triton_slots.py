@@ -19,7 +19,7 @@ from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.attention_triton import Kind, TritonAttention, kind_of
 from batching.worker.attention_work import FIELDS, Division, spread
 from batching.worker.device import upload, upload_together
-from batching.worker.slot_kernels import append_tokens, write_blocks, write_inputs
+from batching.worker.slot_kernels import write_at, write_inputs
 from batching.worker.slots import SlotTables, StepInputs
 
 PIECE = 128  # of the tokens, that a program makes
@@ -107,11 +107,9 @@ class TritonSlots(SlotTables):
             place, sent = self._anywhere(step, divisions, numbers)
         else:
             sent = self._send_to(place, divisions, numbers)
-        token_slots, starts, slots, ends, last, *columns = sent
-        if count := new.shape[1]:
-            write_blocks[(triton.cdiv(count, PIECE),)](
-                *columns, self.tables, count, self.tables.stride(0), PIECE=PIECE
-            )
+        token_slots, starts, slots, ends, last, rows, columns, blocks = sent
+        if new.size:
+            _write(rows, columns, blocks, self.tables)
         write_inputs[(triton.cdiv(size, PIECE),)](
             token_slots, starts, self.rows, self.tables,
             place.tokens, place.positions, place.metadata.slot_mapping,
@@ -164,7 +162,14 @@ class TritonSlots(SlotTables):
         return upload_together([first, *numbers], self._device, into=place.inbox)[1:]
 
     def append(self, slots: torch.Tensor, ends: torch.Tensor, tokens: torch.Tensor) -> None:
-        count = len(tokens)
-        append_tokens[(triton.cdiv(count, PIECE),)](
-            slots, ends, tokens, self.rows, count, self.rows.stride(0), PIECE=PIECE
-        )
+        _write(slots, ends, tokens, self.rows)
+
+
+def _write(
+    rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, table: torch.Tensor
+) -> None:
+    """`table[rows, columns] = values`."""
+    count = len(values)
+    write_at[(triton.cdiv(count, PIECE),)](
+        rows, columns, values, table, count, table.stride(0), PIECE=PIECE
+    )

@@ -14,6 +14,7 @@ import msgspec
 import config
 from batching.core.step_time import StepTime
 from batching.core.types import Limits
+from config.sizes import ON_ACCELERATOR, ON_CPU, Sizes
 from loadtest.twin.model_card import ModelCard
 from loadtest.twin.replica import FrontEnd
 
@@ -113,25 +114,24 @@ def estimated_limits(
 ) -> Limits | None:
     """The limits that a server would have here; None if not even one sequence fits."""
     context = min(max_model_len or model.context, model.context)
-    step_tokens = step_tokens_of(hardware)
-    free = kv_memory(model, hardware, devices, step_tokens)
+    usual = usual_sizes(hardware)
+    free = kv_memory(model, hardware, devices, usual.max_step_tokens)
     blocks = int(free // (model.kv_bytes_per_token * block_size))
     if blocks * block_size < context:
         return None
-    sequences = max_sequences or (64 if hardware.kind == "cpu" else 256)
     return Limits(
         num_blocks=blocks,
         block_size=block_size,
-        max_sequences=sequences,
+        max_sequences=max_sequences or usual.max_sequences,
         max_model_len=context,
-        max_step_tokens=step_tokens,
+        max_step_tokens=usual.max_step_tokens,
         overlap=0 if hardware.kind == "cpu" else 1,
     )
 
 
-def step_tokens_of(hardware: Hardware) -> int:
-    """Tokens of the largest step that make sense there."""
-    return 2048 if hardware.kind == "cpu" else 8192
+def usual_sizes(hardware: Hardware) -> Sizes:
+    """What a server computes at once there, where it is not told."""
+    return ON_CPU if hardware.kind == "cpu" else ON_ACCELERATOR
 
 
 def kv_memory(model: ModelCard, hardware: Hardware, devices: int, step_tokens: int) -> float:

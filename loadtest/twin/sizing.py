@@ -24,7 +24,7 @@ from loadtest.twin.hardware import (
     estimated_limits,
     estimated_step_time,
     kv_memory,
-    step_tokens_of,
+    usual_sizes,
 )
 from loadtest.twin.jobs import trace_jobs
 from loadtest.twin.model_card import ModelCard
@@ -102,7 +102,7 @@ def smallest_server(
 
 def shortage(model: ModelCard, hardware: Hardware, context: int, devices: int) -> float:
     """Bytes that one sequence of the whole context lacks; negative if it fits."""
-    left = kv_memory(model, hardware, devices, step_tokens_of(hardware))
+    left = kv_memory(model, hardware, devices, usual_sizes(hardware).max_step_tokens)
     return context * model.kv_bytes_per_token - left
 
 

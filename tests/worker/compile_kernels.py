@@ -173,14 +173,15 @@ def compile_draws(target: GPUTarget, dtype: str) -> None:
 
 
 def compile_inputs(target: GPUTarget) -> None:
-    kept = dict.fromkeys(("rows", "columns", "blocks", "slots", "starts", "ends"), "i32")
+    kept = dict.fromkeys(("rows", "columns", "table", "slots", "starts"), "i32")
     kept |= dict.fromkeys(("tokens", "positions", "places"), "i64")
-    for kernel in (
-        slot_kernels.write_blocks,
-        slot_kernels.write_inputs,
-        slot_kernels.append_tokens,
+    for kernel, values in (
+        (slot_kernels.write_at, "i32"),
+        (slot_kernels.write_at, "i64"),
+        (slot_kernels.write_inputs, ""),
     ):
-        named = {name: kind for name, kind in kept.items() if name in kernel.arg_names}
+        kinds = kept | {"values": values}
+        named = {name: kind for name, kind in kinds.items() if name in kernel.arg_names}
         given = {name: 32 for name in ("BLOCK", "PIECE") if name in kernel.arg_names}
         built = compile_kernel(kernel, target, "bf16", given, **named)
         report(built, f"{target.arch} {kernel.__name__}", limit=48 << 10)

@@ -155,7 +155,7 @@ def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> TorchWorker:
     worker._slots = SlotTables(*sizes)
     if with_kernels:
         worker._slots = TritonSlots(*sizes, 0, backend, probe.specs)
-        for kernel in ("write_blocks", "write_inputs", "append_tokens"):
+        for kernel in ("write_at", "write_inputs"):
             monkeypatch.setattr(triton_slots, kernel, Kernel())
         for kernel in ("find_bounds", "take_noisiest", "write_winners"):
             monkeypatch.setattr(draw_kernel, kernel, Kernel())

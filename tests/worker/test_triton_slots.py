@@ -128,7 +128,7 @@ def test_pointers_are_aligned(backend: TritonAttention, monkeypatch: pytest.Monk
     """Kernels are compiled for aligned pointers once, not anew in the middle of serving."""
     slots, seen = slots_of(backend, max_len=8), []
     monkeypatch.setattr(triton_slots, "write_inputs", Noting(seen))
-    monkeypatch.setattr(triton_slots, "write_blocks", Noting(seen))
+    monkeypatch.setattr(triton_slots, "write_at", Noting(seen))
     for number, count in enumerate((1, 2, 3, 5, 7)):
         slots.begin([SlotInit(number, "r", [1] * count, 1, PARAMS)])
         slots.build(StepPlan(0, (), (SequencePlan(number, 0, count, True, (3, 4)),)))
