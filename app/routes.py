@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -195,6 +196,7 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     )
 
 
+@cache
 def _json_schema(schema: Struct) -> dict[str, Any]:
     (reference,), definitions = msgspec.json.schema_components([schema])
     inlined = _inline(reference, definitions)

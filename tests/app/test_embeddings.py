@@ -297,6 +297,11 @@ async def test_a_chat_model_says_that_it_makes_none(server: Server) -> None:
     check_error(await server.post(PATH, input="a", model="other"), 404, "model")
 
 
+@pytest.fixture
+def both(make_pools: MakePools) -> PoolServer:
+    return make_pools({"one": EMBEDDER, "judge": CROSS_ENCODER})
+
+
 @pytest.mark.parametrize(
     "path,schema,required,refused",
     [
@@ -312,16 +317,15 @@ async def test_a_chat_model_says_that_it_makes_none(server: Server) -> None:
 )
 @given(data=st.data())
 async def test_whatever_json_comes_there_is_no_server_error(
-    make_pools: MakePools,
+    both: PoolServer,
     path: str,
     schema: type[msgspec.Struct],
     required: dict[str, Any],
     refused: dict[str, str],
     data: st.DataObject,
 ) -> None:
-    pools = make_pools({"one": EMBEDDER, "judge": CROSS_ENCODER})
     body = data.draw(bodies(schema, required, refused))
-    response = await pools.http.post(path, content=json.dumps(body).encode())
+    response = await both.http.post(path, content=json.dumps(body).encode())
     assert response.status_code < 500, (body, response.text)
     if response.status_code != 200:
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}

@@ -160,13 +160,13 @@ async def test_a_flood_is_refused_and_forgotten(server: FaultyServer) -> None:
         body = {"prompt": [1, 2], "max_tokens": 20, "ignore_eos": True, "seed": 1}
         expected = (await client.post("/v1/completions", json=body)).json()["choices"]
         server.signal_engine(signal.SIGSTOP)  # however slow the client, the queue fills
-        flood = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(600)]
+        flood = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(300)]
         await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
         server.signal_engine(signal.SIGKILL)
         answers = await asyncio.gather(*flood)
     served = [a for a in answers if a.status_code == 200]
     refused = [a for a in answers if a.status_code == 429]
-    assert len(served) + len(refused) == 600 and len(served) >= 100 and refused
+    assert len(served) + len(refused) == 300 and len(served) >= 100 and refused
     assert all(a.json()["choices"] == expected for a in served)
     assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
     server.wait_idle()

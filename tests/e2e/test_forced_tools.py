@@ -63,7 +63,8 @@ SAMPLINGS: list[dict[str, Any]] = [
 def api(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     """A client of a random model with one of the templates; its name is the template's."""
     folder = tmp_path_factory.mktemp("models") / "random"
-    tiny_models.save("mistral", folder, max_position_embeddings=2048, sliding_window=None)
+    # Of a shape that starts without transformers, and that the C++ decoder computes.
+    tiny_models.save("mistral_wide", folder, max_position_embeddings=2048, sliding_window=None)
     save_tokenizer(folder, MARKERS)
     config = {"chat_template": TEMPLATES[request.param], "eos_token": "<eos>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

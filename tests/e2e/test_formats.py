@@ -10,7 +10,7 @@ import pytest
 from batching.builtin import tasks
 from tests.e2e.server_process import ServerProcess, running
 
-QUESTIONS = 8
+QUESTIONS = 5
 
 
 @pytest.fixture

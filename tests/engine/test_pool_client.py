@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from batching.core.types import PoolRequest, PoolResult
-from batching.engine import process
+from batching.engine import process, restart_policy
 from batching.engine.pool_client import OnBatch, PoolClient, PoolError
 from batching.engine.stream import EngineDeadError
 from config.settings import EngineSettings
@@ -27,7 +27,8 @@ Start = Callable[..., Awaitable[PoolClient]]
 async def start(settings: EngineSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     """Starts engines with the faulty worker: `start(on_batch=None, **settings)`."""
     monkeypatch.chdir(Path(__file__).parents[2])  # where the child's module is found
-    monkeypatch.setattr(process, "SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr(process, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(restart_policy, "_LONGEST_DELAY", 0.05)
     engines: list[PoolClient] = []
 
     async def launch(on_batch: OnBatch | None = None, **update: object) -> PoolClient:

@@ -63,13 +63,13 @@ def worker(request: Any, case: Case) -> Iterator[TorchWorker]:
     worker.close()
 
 
-def generate(model: Any, prompt: list[int]) -> Expected:
+def generate(model: Any, prompt: list[int], count: int = NEW_TOKENS) -> Expected:
     tokens = torch.tensor([prompt])
     with torch.inference_mode():
         whole = model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=count,
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
@@ -80,7 +80,7 @@ def generate(model: Any, prompt: list[int]) -> Expected:
 
 def serve(harness: Harness, expected: list[Expected]) -> list[Outcome]:
     requests = [
-        request(f"r{i}", e.prompt, max_tokens=NEW_TOKENS, logprobs=1)
+        request(f"r{i}", e.prompt, max_tokens=len(e.tokens), logprobs=1)
         for i, e in enumerate(expected)
     ]
     return list(harness.run(requests).values())
@@ -95,7 +95,7 @@ def check(outcome: Outcome, expected: Expected) -> None:
         assert entry.logprob == pytest.approx(
             float(expected.logprobs[first + i, entry.token]), abs=1e-4
         )
-    assert len(outcome.logprobs) == NEW_TOKENS
+    assert len(outcome.logprobs) == len(expected.tokens)
 
 
 def test_alone(worker: TorchWorker, case: Case) -> None:

@@ -36,11 +36,11 @@ class Repeater:
 
 
 def serve(worker: TorchWorker, **limits: Any) -> dict[str, Outcome]:
-    prompts = [[5 + i, 9, 77, 3, 60 + i][: 1 + i % 5] * (1 + 2 * i) for i in range(6)]
+    prompts = [[5 + i, 9, 77, 3, 60 + i][: 1 + i % 5] * (1 + i) for i in range(6)]
     sampled = {"temperature": 0.9, "top_p": 0.9, "frequency_penalty": 0.3, "logprobs": 1}
     params = [{}, sampled, {"prompt_logprobs": 0}, {}, sampled, {}]
     requests = [
-        request(f"r{i}", prompt, max_tokens=5 + i, seed=i, **rest)
+        request(f"r{i}", prompt, max_tokens=3 + i, seed=i, **rest)
         for i, (prompt, rest) in enumerate(zip(prompts, params, strict=True))
     ]
     return Harness(worker, **limits).run(requests)

@@ -109,7 +109,7 @@ def test_a_model_stays_near_itself_and_holds_twice_the_tokens(
         )
         worker = TorchWorker(config)
         asked = [
-            request(f"r{i}", [5, 9, 77, 3, 60 + i] * (1 + i), max_tokens=6, logprobs=5)
+            request(f"r{i}", [5, 9, 77, 3, 60 + i] * (1 + i), max_tokens=3, logprobs=5)
             for i in range(3)
         ]
         found[kind] = worker.capabilities(), Harness(worker).run(asked)

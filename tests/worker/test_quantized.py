@@ -90,7 +90,7 @@ def worker_of(folder: Path, **settings: Any) -> TorchWorker:
 
 def serve(worker: TorchWorker) -> list[Outcome]:
     prompts = [[5, 9, 77, 3, 60 + i] * (1 + i) for i in range(3)]
-    asked = [request(f"r{i}", p, max_tokens=6, logprobs=5) for i, p in enumerate(prompts)]
+    asked = [request(f"r{i}", p, max_tokens=3, logprobs=5) for i, p in enumerate(prompts)]
     return list(Harness(worker).run(asked).values())
 
 

@@ -93,7 +93,7 @@ def test_serves_the_same_tokens(
     make_interpreting_cheap(monkeypatch)
     limits = {"max_sequences": 4, "max_step_tokens": 32, "num_blocks": 64}
     config = WorkerConfig(str(folder), attention=attention, **limits)  # type: ignore[arg-type]
-    requests = [request(f"r{n}", list(range(3, 4 + n)), max_tokens=3) for n in (1, 9)]
+    requests = [request(f"r{n}", list(range(3, 4 + n)), max_tokens=2) for n in (1, 5)]
     with monkeypatch.context() as without:
         without.setattr(assemble, "read_ahead", lambda *_: None)
         expected = Harness(TorchWorker(config)).run(requests)
