@@ -24,7 +24,7 @@ from tests.bench.servers import Description, NotInstalledError, Server, descript
 from tests.bench.workloads import CASES, first_token, gaps_around, run_case
 from tests.conftest import HAS_GPU
 from tests.worker import tiny_models
-from tests.worker.test_few_rows import make_interpreting_cheap
+from tests.worker.interpreting import make_interpreting_cheap
 
 SIZE = ModelSize(weight_bytes=1000, parameters=500, layer_parameters=400)
 LIMITS = Machine(bandwidth=1e5, bf16=1e6, float32=1e5, idle=1.0)

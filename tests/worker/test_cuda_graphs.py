@@ -19,8 +19,8 @@ from batching.worker.protocol import Capabilities, WorkerConfig
 from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
 from tests.worker.harness import Harness, Outcome, request
+from tests.worker.interpreting import make_interpreting_cheap
 from tests.worker.paged_case import spec_of
-from tests.worker.test_few_rows import make_interpreting_cheap
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value")  # rows that nobody asked for
 SIZES = [*((size, False) for size in (1, 2, 4, 8)), (8, True), (16, True)]

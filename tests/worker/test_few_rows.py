@@ -9,24 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from batching.worker import few_rows
-from batching.worker.few_rows import SUMMED, constants, is_for, multiply
+from batching.worker.few_rows import SUMMED, is_for, multiply
 from batching.worker.fused_layers import FusedNorm
 from tests.worker.test_triton_attention import DEVICE, DTYPES, TOLERANCES
 
 ROWS = [1, 2, 3, 5, 16]
 SIZES = [(32, 5), (1100, 12), (2048, 9), (4104, 9)]  # inputs, outputs
-
-
-def make_interpreting_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large tiles of little models: an interpreted program costs the same whatever its size."""
-
-    def large(*args: int) -> dict[str, Any]:
-        given = constants(*args)
-        return {**given, "TILE": 128, "PIECE": 64, "PARTS": 4 if given["DOTS"] else 8}
-
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(few_rows, "constants", large)
 
 
 class Case:

@@ -17,8 +17,8 @@ from batching.worker.quantized import QuantizedLinear
 from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
 from tests.worker.harness import Harness
+from tests.worker.interpreting import make_interpreting_cheap
 from tests.worker.test_architectures import Case, check, generate, serve
-from tests.worker.test_few_rows import make_interpreting_cheap
 from tests.worker.test_quantized import serve as serve_near
 from tests.worker.test_triton_attention import DTYPES
 

@@ -20,7 +20,7 @@ from batching.worker.stored import stored_tensors
 from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
 from tests.worker.harness import Harness, request
-from tests.worker.test_few_rows import make_interpreting_cheap
+from tests.worker.interpreting import make_interpreting_cheap
 
 CPU = torch.device("cpu")
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
