@@ -115,15 +115,13 @@ def _slots(
     specs: list[LayerSpec],
     limits: Capabilities,
 ) -> SlotTables:
-    """The block after the last is the dummies', where there are any."""
-    sizes = (limits.max_sequences, limits.max_model_len, limits.block_size)
     if backend.name != "triton":
-        return SlotTables(*sizes, device)
+        return SlotTables(limits, device)
     from batching.worker.attention_triton import TritonAttention
     from batching.worker.triton_slots import TritonSlots
 
     assert isinstance(backend, TritonAttention)
-    return TritonSlots(*sizes, device, limits.num_blocks, backend, specs)
+    return TritonSlots(limits, device, backend, specs)
 
 
 def _record(

@@ -19,6 +19,7 @@ import torch
 from batching.core.types import SlotInit, StepPlan
 from batching.worker.attention import AttentionMetadata
 from batching.worker.device import upload
+from batching.worker.protocol import Capabilities
 
 
 @dataclass
@@ -46,32 +47,21 @@ class StepInputs:
 
 
 class SlotTables:
-    """Token rows int32 [max_sequences + 1, max_model_len + 1] and block tables int32.
+    """Token rows int32 [slots, max_model_len + 1] and block tables int32.
 
-    The last slot is the dummy's, on the block `spare`: padding computes its first token again and
-    again.
+    There are as many slots as sequences, and `dummies` behind them.
     """
 
-    def __init__(
-        self,
-        max_sequences: int,
-        max_model_len: int,
-        block_size: int,
-        device: torch.device,
-        spare: int = 0,
-    ) -> None:
+    def __init__(self, limits: Capabilities, device: torch.device, dummies: int = 0) -> None:
         self._device = device
-        self._block_size = block_size
+        self._block_size = limits.block_size
         # One more token than a sequence may have: with overlap, a step past the end is computed
         # before the end is known.
-        width = max_model_len + 1
-        shape = (max_sequences + 1, width)
-        self.rows = torch.zeros(shape, dtype=torch.int32, device=device)
-        self.tables = torch.full(
-            (max_sequences + 1, -(-width // block_size)), spare, dtype=torch.int32, device=device
-        )
-        self.dummy = max_sequences
-        self._table_lengths = [0] * max_sequences
+        slots, width = limits.max_sequences + dummies, limits.max_model_len + 1
+        blocks = -(-width // limits.block_size)
+        self.rows = torch.zeros(slots, width, dtype=torch.int32, device=device)
+        self.tables = torch.zeros(slots, blocks, dtype=torch.int32, device=device)
+        self._table_lengths = [0] * limits.max_sequences
 
     def begin(self, inits: Sequence[SlotInit]) -> None:
         """Let each slot forget what it held, and take in its tokens."""

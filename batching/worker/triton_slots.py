@@ -19,6 +19,7 @@ from batching.worker.attention import AttentionMetadata, LayerSpec
 from batching.worker.attention_triton import Kind, TritonAttention, kind_of
 from batching.worker.attention_work import FIELDS, Division, spread
 from batching.worker.device import upload, upload_together
+from batching.worker.protocol import Capabilities
 from batching.worker.slot_kernels import write_at, write_inputs
 from batching.worker.slots import SlotTables, StepInputs
 
@@ -74,21 +75,20 @@ class _Step:
 class TritonSlots(SlotTables):
     """`SlotTables` of a model whose attention is `backend`'s.
 
-    `place` says where a step of so many tokens and sequences has to be. Dummies fill it up; no
-    attention is computed for them.
+    `place` says where a step of so many tokens and sequences has to be. A dummy's first token fills
+    it up, again and again, on the block behind the last; no attention is computed for it.
     """
 
     def __init__(
         self,
-        max_sequences: int,
-        max_model_len: int,
-        block_size: int,
+        limits: Capabilities,
         device: torch.device,
-        spare: int,
         backend: TritonAttention,
         specs: Sequence[LayerSpec],
     ) -> None:
-        super().__init__(max_sequences, max_model_len, block_size, device, spare)
+        super().__init__(limits, device, dummies=1)
+        self._dummy = limits.max_sequences
+        self.tables[self._dummy] = limits.num_blocks
         self._backend = backend
         self._specs = list({kind_of(spec): spec for spec in specs}.values())
         self.place: Callable[[int, int], Place | None] = nowhere
@@ -98,7 +98,7 @@ class TritonSlots(SlotTables):
         place = self.place(step.tokens, len(plan.sequences))
         size = step.tokens if place is None else len(place.tokens)
         packed = np.zeros((2, size), np.int32)
-        packed[0] = self.dummy
+        packed[0] = self._dummy
         packed[:, : step.tokens] = step.spread()
         new = np.array(self._new_blocks(plan), np.int32)
         numbers = [*packed, *step.to_sample(), *new]

@@ -151,10 +151,9 @@ def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> TorchWorker:
     worker = TorchWorker.__new__(TorchWorker)
     worker._capabilities, worker._device, worker._model = limits, META, packed
     worker._peers = None
-    sizes = (SEQUENCES, tiny_models.MAX_LEN, BLOCK, META)
-    worker._slots = SlotTables(*sizes)
+    worker._slots = SlotTables(limits, META)
     if with_kernels:
-        worker._slots = TritonSlots(*sizes, 0, backend, probe.specs)
+        worker._slots = TritonSlots(limits, META, backend, probe.specs)
         for kernel in ("write_at", "write_inputs"):
             monkeypatch.setattr(triton_slots, kernel, Kernel())
         for kernel in ("find_bounds", "take_noisiest", "write_winners"):

@@ -7,11 +7,17 @@ import random
 import torch
 
 from batching.core.types import SamplingParams, SequencePlan, SlotInit, StepPlan
+from batching.worker.protocol import Capabilities
 from batching.worker.slots import SlotTables
 
 BLOCK = 4
 MAX_LEN = 64
 PARAMS = SamplingParams(max_tokens=1)
+SPARE = 777  # the block behind the last
+
+
+def limits_of(slots: int, max_len: int = MAX_LEN) -> Capabilities:
+    return Capabilities("", "", 9, max_len, SPARE, BLOCK, slots, 64, "", "", "")
 
 
 class Plans:
@@ -57,7 +63,7 @@ class Plans:
 
 
 def test_inputs_equal_the_definition_over_random_steps() -> None:
-    tables = SlotTables(6, MAX_LEN, BLOCK, torch.device("cpu"))
+    tables = SlotTables(limits_of(6), torch.device("cpu"))
     plans = Plans(6)
     for _ in range(60):
         plan = plans.next()
@@ -93,7 +99,7 @@ def test_inputs_equal_the_definition_over_random_steps() -> None:
 
 
 def test_known_tokens_can_be_read_back() -> None:
-    tables = SlotTables(3, MAX_LEN, BLOCK, torch.device("cpu"))
+    tables = SlotTables(limits_of(3), torch.device("cpu"))
     tables.begin([SlotInit(1, "r", [5, 6, 7, 8], 4, PARAMS)])
     assert tables.tokens_at(1, 1, 3).tolist() == [6, 7]
     tables.begin([SlotInit(0, "q", [3, 4], 1, PARAMS), SlotInit(2, "s", [9], 1, PARAMS)])
