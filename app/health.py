@@ -1,4 +1,4 @@
-"""Is the process there, can it serve, and what is it? The only routes that need no API key.
+"""Is the process there, can it serve, and what is it? All but the last need no API key.
 
 A load balancer asks /health (or /ready, /ping) where to send requests. What restarts a container
 asks /live: a server whose engine restarts has streams to continue and must not be killed.
