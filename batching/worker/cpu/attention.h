@@ -7,7 +7,7 @@
 
 #include "attention_amx.h"
 #include "attention_plan.h"
-#include "attention_tiles.h"
+#include "team.h"
 
 namespace slipstream {
 
@@ -124,40 +124,67 @@ struct Scratch {
 };
 
 template <class T>
-struct Attend {
-  const Step& step;
-  const Layer& layer;
-  const Tensors& tensors;
-  Scratch<T>& scratch;
-  const Tile& tile;
-  const int group = layer.heads / layer.kv_heads, rows = tile.tokens * group;
-  const int dim = layer.head_dim, columns = value_columns(layer), size = step.block_size;
-  const int units = dim / PER_UNIT<T>;
-
-  int64_t page(int block) const {
-    const int32_t* table = step.block_tables + tile.sequence * step.table_stride;
-    return int64_t{table[block]} * layer.kv_heads + tile.kv_head;
+class Attend {
+ public:
+  Attend(const Step& step, const Layer& layer, const Tensors& tensors, Scratch<T>& scratch,
+         const Plan& plan, const Item& item)
+      : step_(step), layer_(layer), tensors_(tensors), scratch_(scratch), plan_(plan), item_(item),
+        tile_(plan.tiles[item.tile]) {
+    scratch_.fit(rows_, units_, columns_);
   }
 
-  // Key `position`; its units are block_size apart.
-  const Unit* key(int position) const {
-    return tensors.key_pages + page(position / size) * (units * size) + position % size;
+  void run(std::atomic<int32_t>& finished, float* partials) {
+    load_query();
+    const Visit *visit = plan_.visits.data() + item_.first_visit, *end = visit + item_.visits;
+    if (item_.part >= 0) {
+      attend_split(visit, end);
+      if (!keep_part(finished, partials)) return;
+    } else if (tile_.splits == 1) {
+      attend_split(visit, end);
+      std::swap(scratch_.output, scratch_.split_output);
+      std::swap(scratch_.state, scratch_.split_state);
+    } else {
+      reset();
+      while (visit < end) {
+        visit = attend_split(visit, end);
+        merge(scratch_.split_state.data(), scratch_.split_output.data());
+      }
+    }
+    write_output();
+  }
+
+ private:
+  // Calls use(token of the step, row of the tile) for the first of each token's rows.
+  template <class Use>
+  void for_each_token(Use&& use) const {
+    const Query *query = plan_.queries.data() + tile_.first_query, *end = query + tile_.queries;
+    for (int row = 0; query < end; ++query)
+      for (int i = 0; i < query->tokens; ++i, row += group_) use(query->token + i, row);
+  }
+
+  int64_t page(const Visit& visit, int position) const {
+    return int64_t{step_.table(visit.sequence)[position / size_]} * layer_.kv_heads +
+           item_.kv_head;
   }
 
   void load_query() {
-    const T* query = static_cast<const T*>(tensors.query);
-    T* target = reinterpret_cast<T*>(scratch.query.data());
-    for (int r = 0; r < rows; ++r)
-      std::memcpy(target + r * dim,
-                  query + (tile.token + r / group) * tensors.query_token +
-                      (tile.kv_head * group + r % group) * tensors.query_head,
-                  dim * sizeof(T));
+    T* target = reinterpret_cast<T*>(scratch_.query.data());
+    for_each_token([&](int token, int row) {
+      const T* heads = static_cast<const T*>(tensors_.query) + token * tensors_.query_token +
+                       item_.kv_head * group_ * tensors_.query_head;
+      for (int i = 0; i < group_; ++i)
+        std::memcpy(target + (row + i) * dim_, heads + i * tensors_.query_head, dim_ * sizeof(T));
+    });
   }
 
   // Keys of pages too narrow for a vector are copied side by side.
-  void locate_keys(Chunk& chunk) {
-    if (size % LANES == 0) {
-      chunk.key_stride = size;
+  void locate_keys(const Visit& visit, Chunk& chunk) {
+    const auto key = [&](int position) {  // its units are a block size apart
+      return tensors_.key_pages + page(visit, position) * (units_ * size_) +
+             position % size_;
+    };
+    if (size_ % LANES == 0) {
+      chunk.key_stride = size_;
       for (int v = chunk.begin / LANES; v * LANES < chunk.end; ++v)
         chunk.keys[v] = key(chunk.first + v * LANES);
       return;
@@ -165,195 +192,197 @@ struct Attend {
     chunk.key_stride = CHUNK;
     for (int i = chunk.begin; i < chunk.end; ++i) {
       const Unit* source = key(chunk.first + i);
-      Unit* target = scratch.packed_keys.data() + i;
-      for (int u = 0; u < units; ++u) target[u * CHUNK] = source[u * size];
+      Unit* target = scratch_.packed_keys.data() + i;
+      for (int u = 0; u < units_; ++u) target[u * CHUNK] = source[u * size_];
     }
     for (int v = 0; v < CHUNK / LANES; ++v)
-      chunk.keys[v] = scratch.packed_keys.data() + v * LANES;
+      chunk.keys[v] = scratch_.packed_keys.data() + v * LANES;
   }
 
-  void locate_values(Chunk& chunk) {
+  void locate_values(const Visit& visit, Chunk& chunk) {
     constexpr int PER = PER_UNIT<T>;
     for (int i = chunk.begin; i < chunk.end;) {
-      const int offset = (chunk.first + i) % size, stop = std::min(chunk.end, i + size - offset);
-      const int64_t block = page((chunk.first + i) / size) * size + offset;
-      const Unit* row = tensors.value_pages + block / PER * columns;
-      for (; i < stop; i += PER, row += columns) chunk.values[i / PER] = row;
+      const int position = chunk.first + i, offset = position % size_;
+      const int stop = std::min(chunk.end, i + size_ - offset);
+      const int64_t block = page(visit, position) * size_ + offset;
+      const Unit* row = tensors_.value_pages + block / PER * columns_;
+      for (; i < stop; i += PER, row += columns_) chunk.values[i / PER] = row;
     }
   }
 
-  // Folds one chunk into the split's state. Its keys: those from `begin` to `end` (positions).
-  void attend_chunk(int begin, int end) {
+  // Folds one chunk into the split's state.
+  void attend_chunk(const Visit& visit) {
     Chunk chunk;
-    chunk.first = begin / CHUNK * CHUNK;
-    chunk.begin = (begin - chunk.first) & ~1;
-    chunk.end = end - chunk.first;
+    chunk.first = visit.begin / CHUNK * CHUNK;
+    chunk.begin = (visit.begin - chunk.first) & ~1;
+    chunk.end = visit.end - chunk.first;
     // Tokens that see some key of the chunk: not before it, and not past it by a whole window.
-    const int from = std::max(0, begin - tile.position);
-    const int to = layer.window > 0
-                       ? std::min<int>(tile.tokens, end - 1 + layer.window - tile.position)
-                       : tile.tokens;
-    const int row = from * group, count = (to - from) * group;
-    compute_scores(chunk, row, count);
-    const Scoring how(layer.scale, layer.softcap);
+    const int from = std::max(0, visit.begin - visit.position);
+    const int to = layer_.window > 0 ? std::min<int>(visit.tokens, visit.end - 1 + layer_.window -
+                                                                       visit.position)
+                                     : visit.tokens;
+    const int row = (visit.token + from) * group_, count = (to - from) * group_;
+    compute_scores(visit, chunk, row, count);
+    const Scoring how(layer_.scale, layer_.softcap);
     for (int r = 0; r < count; ++r) {
-      const int position = tile.position + (row + r) / group;
-      const int first = std::max(chunk.begin, first_visible(layer, position) - chunk.first);
+      const int position = visit.position + from + r / group_;
+      const int first = std::max(chunk.begin, first_visible(layer_, position) - chunk.first);
       const int last = std::min(chunk.end, position + 1 - chunk.first);
-      scratch.shrink[r] =
-          update_row<T>(how, scratch.scores.data() + r * CHUNK, first, last, chunk,
-                        scratch.split_state[row + r], scratch.weights.data() + r * CHUNK);
+      scratch_.shrink[r] =
+          update_row<T>(how, scratch_.scores.data() + r * CHUNK, first, last, chunk,
+                        scratch_.split_state[row + r], scratch_.weights.data() + r * CHUNK);
     }
     accumulate_values(chunk, row, count);
   }
 
-  void compute_scores(Chunk& chunk, int row, int count) {
-    const Unit* query = scratch.query.data() + row * units;
+  void compute_scores(const Visit& visit, Chunk& chunk, int row, int count) {
+    const Unit* query = scratch_.query.data() + row * units_;
 #if SLIPSTREAM_AMX
     if (fits_tiles()) {
-      locate_steps(chunk);
-      return compute_scores_amx(query, count, units, steps, size, scratch.scores.data());
+      locate_steps(visit, chunk);
+      return compute_scores_amx(query, count, units_, steps_, size_, scratch_.scores.data());
     }
 #endif
-    locate_keys(chunk);
-    locate_values(chunk);
-    slipstream::compute_scores<T>(query, count, units, chunk, scratch.scores.data());
+    locate_keys(visit, chunk);
+    locate_values(visit, chunk);
+    slipstream::compute_scores<T>(query, count, units_, chunk, scratch_.scores.data());
   }
 
   void accumulate_values(const Chunk& chunk, int row, int count) {
-    const T* weights = scratch.weights.data();
-    float* output = scratch.split_output.data() + row * columns;
+    const T* weights = scratch_.weights.data();
+    float* output = scratch_.split_output.data() + row * columns_;
 #if SLIPSTREAM_AMX
     if constexpr (PER_UNIT<T> == 2)
       if (fits_tiles())
-        return accumulate_values_amx(weights, count, steps, scratch.shrink.data(), columns,
-                                     scratch.amx.sums, output);
+        return accumulate_values_amx(weights, count, steps_, scratch_.shrink.data(), columns_,
+                                     scratch_.amx.sums, output);
 #endif
-    slipstream::accumulate_values<T>(weights, count, chunk, scratch.shrink.data(), columns, output);
+    slipstream::accumulate_values<T>(weights, count, chunk, scratch_.shrink.data(), columns_,
+                                     output);
   }
 
 #if SLIPSTREAM_AMX
-  AmxChunk steps;
+  AmxChunk steps_;
 
   bool fits_tiles() const {
-    return PER_UNIT<T> == 2 && dim % STEP == 0 && size % STEP == 0 && tiles_granted();
+    return PER_UNIT<T> == 2 && dim_ % STEP == 0 && size_ % STEP == 0 && tiles_granted();
   }
 
-  void locate_steps(const Chunk& chunk) {
-    steps.begin = chunk.begin / STEP * STEP;
-    steps.end = ceil_div(chunk.end, STEP) * STEP;
-    for (int k = steps.begin; k < steps.end; k += STEP) {
-      const int offset = (chunk.first + k) % size;
-      const int64_t block = page((chunk.first + k) / size);
-      const Unit* values = tensors.value_pages + (block * size + offset) / 2 * columns;
-      steps.keys[k / STEP] = tensors.key_pages + block * (units * size) + offset;
-      steps.values[k / STEP] =
+  void locate_steps(const Visit& visit, const Chunk& chunk) {
+    steps_.begin = chunk.begin / STEP * STEP;
+    steps_.end = ceil_div(chunk.end, STEP) * STEP;
+    for (int k = steps_.begin; k < steps_.end; k += STEP) {
+      const int offset = (chunk.first + k) % size_;
+      const int64_t block = page(visit, chunk.first + k);
+      const Unit* values = tensors_.value_pages + (block * size_ + offset) / 2 * columns_;
+      steps_.keys[k / STEP] = tensors_.key_pages + block * (units_ * size_) + offset;
+      steps_.values[k / STEP] =
           k + STEP <= chunk.end ? values
-                                : mask_values(values, chunk.end - k, columns, scratch.amx.tail);
+                                : mask_values(values, chunk.end - k, columns_, scratch_.amx.tail);
     }
   }
 #endif
 
-  // Leaves the split's unnormalised output and softmax state in the scratch.
-  void attend_split(int split) {
-    std::fill_n(scratch.split_output.begin(), rows * columns, 0.0f);
-    std::fill_n(scratch.split_state.begin(), rows, RowState{});
-    const int limit = std::min((split + 1) * SPLIT, tile.position + tile.tokens);
-    int begin = std::max(split * SPLIT, first_visible(layer, tile.position));
-    while (begin < limit) {
-      const int end = std::min((begin / CHUNK + 1) * CHUNK, limit);
-      attend_chunk(begin, end);
-      begin = end;
-    }
+  // Leaves the unnormalised output and softmax state of the first visit's split in the scratch, and
+  // returns the next split's first visit.
+  const Visit* attend_split(const Visit* visit, const Visit* end) {
+    std::fill_n(scratch_.split_output.begin(), rows_ * columns_, 0.0f);
+    std::fill_n(scratch_.split_state.begin(), rows_, RowState{});
+    for (const int split = visit->split(); visit < end && visit->split() == split; ++visit)
+      attend_chunk(*visit);
+    return visit;
   }
 
   void reset() {
-    std::fill_n(scratch.output.begin(), rows * columns, 0.0f);
-    std::fill_n(scratch.state.begin(), rows, RowState{});
+    std::fill_n(scratch_.output.begin(), rows_ * columns_, 0.0f);
+    std::fill_n(scratch_.state.begin(), rows_, RowState{});
   }
 
   // Folds a split into the tile's result.
   void merge(const RowState* split_state, const float* split_output) {
-    for (int r = 0; r < rows; ++r) {
+    for (int r = 0; r < rows_; ++r) {
       const RowState& part = split_state[r];
-      RowState& whole = scratch.state[r];
+      RowState& whole = scratch_.state[r];
       if (part.sum == 0) continue;  // this row sees no key of the split
       const float max = std::max(whole.max, part.max);
       const float old = whole.max == NEG_INF ? 0.0f : power_of_two(whole.max - max);
       const float add = power_of_two(part.max - max);
       whole.sum = whole.sum * old + part.sum * add;
       whole.max = max;
-      float* out = scratch.output.data() + r * columns;
-      for (int i = 0; i < columns; i += LANES)
+      float* out = scratch_.output.data() + r * columns_;
+      for (int i = 0; i < columns_; i += LANES)
         store(out + i, multiply_add(load(out + i), splat(old),
-                                    load(split_output + r * columns + i) * splat(add)));
+                                    load(split_output + r * columns_ + i) * splat(add)));
     }
+  }
+
+  // For one split of a tile whose splits run apart. Whoever finishes last folds them, in order: true
+  // then.
+  bool keep_part(std::atomic<int32_t>& finished, float* partials) {
+    const int64_t size = int64_t{rows_} * (columns_ + 2);
+    float* all = partials + tile_.partial + item_.kv_head * tile_.splits * size;
+    float* mine = all + item_.part * size;
+    std::memcpy(mine, scratch_.split_state.data(), rows_ * sizeof(RowState));
+    std::copy_n(scratch_.split_output.begin(), rows_ * columns_, mine + rows_ * 2);
+    if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 < tile_.splits) return false;
+    finished.store(0, std::memory_order_relaxed);
+    reset();
+    for (const float* part = all; part < all + tile_.splits * size; part += size)
+      merge(reinterpret_cast<const RowState*>(part), part + rows_ * 2);
+    return true;
   }
 
   void write_output() {
-    T* output = static_cast<T*>(tensors.output);
-    for (int r = 0; r < rows; ++r) {
-      const int head = tile.kv_head * group + r % group;
-      const RowState& state = scratch.state[r];
-      float shrink = 1.0f, sum = state.sum;
-      if (layer.sinks) {
-        const float sink = layer.sinks[head] * LOG2_E, max = std::max(state.max, sink);
-        shrink = power_of_two(state.max - max);
-        sum = sum * shrink + power_of_two(sink - max);
+    for_each_token([&](int token, int row) {
+      T* target = static_cast<T*>(tensors_.output) + token * tensors_.output_token;
+      for (int i = 0; i < group_; ++i) {
+        const int head = item_.kv_head * group_ + i;
+        write_row(row + i, head, target + head * dim_);
       }
-      T* target = output + (tile.token + r / group) * tensors.output_token + head * dim;
-      const float* source = scratch.output.data() + r * columns;
-      const Vec factor = splat(shrink / sum);
-      int i = 0;
-      for (; i + LANES <= dim; i += LANES) store_as(target + i, load(source + i) * factor);
-      if (i < dim) {
-        T lanes[LANES];
-        store_as(lanes, load(source + i) * factor);
-        std::copy_n(lanes, dim - i, target + i);
-      }
+    });
+  }
+
+  void write_row(int row, int head, T* target) {
+    const RowState& state = scratch_.state[row];
+    float shrink = 1.0f, sum = state.sum;
+    if (layer_.sinks) {
+      const float sink = layer_.sinks[head] * LOG2_E, max = std::max(state.max, sink);
+      shrink = power_of_two(state.max - max);
+      sum = sum * shrink + power_of_two(sink - max);
+    }
+    const float* source = scratch_.output.data() + row * columns_;
+    const Vec factor = splat(shrink / sum);
+    int i = 0;
+    for (; i + LANES <= dim_; i += LANES) store_as(target + i, load(source + i) * factor);
+    if (i < dim_) {
+      T lanes[LANES];
+      store_as(lanes, load(source + i) * factor);
+      std::copy_n(lanes, dim_ - i, target + i);
     }
   }
 
-  void whole() {
-    reset();
-    for (int s = 0; s < tile.splits; ++s) {
-      attend_split(tile.first_split + s);
-      merge(scratch.split_state.data(), scratch.split_output.data());
-    }
-    write_output();
-  }
-
-  // One split of a tile whose splits run apart; whoever finishes last folds them, in order.
-  void part(int split, Plan& plan, int index) {
-    attend_split(tile.first_split + split);
-    const int64_t size = int64_t{rows} * (columns + 2);
-    float* mine = plan.partials.data() + tile.partial + split * size;
-    std::memcpy(mine, scratch.split_state.data(), rows * sizeof(RowState));
-    std::copy_n(scratch.split_output.begin(), rows * columns, mine + rows * 2);
-    if (plan.finished[index].fetch_add(1, std::memory_order_acq_rel) + 1 < tile.splits) return;
-    plan.finished[index].store(0, std::memory_order_relaxed);
-    reset();
-    for (int s = 0; s < tile.splits; ++s) {
-      const float* theirs = plan.partials.data() + tile.partial + s * size;
-      merge(reinterpret_cast<const RowState*>(theirs), theirs + rows * 2);
-    }
-    write_output();
-  }
+  const Step& step_;
+  const Layer& layer_;
+  const Tensors& tensors_;
+  Scratch<T>& scratch_;
+  const Plan& plan_;
+  const Item& item_;
+  const Tile& tile_;
+  const int group_ = layer_.heads / layer_.kv_heads, rows_ = tile_.tokens * group_;
+  const int dim_ = layer_.head_dim, columns_ = value_columns(layer_), size_ = step_.block_size;
+  const int units_ = dim_ / PER_UNIT<T>;
 };
 
+// All of a layer's attention, by all threads of the team; keys and values are written.
 template <class T>
-static void run_item(const Step& step, const Layer& layer, const Tensors& tensors, Plan& plan,
-                     const Item& item) {
+void share_attention(Team& team, const Step& step, const Layer& layer, const Tensors& tensors,
+                     Plan& plan) {
   static thread_local Scratch<T> scratch;
-  const Tile& tile = plan.tiles[item.tile];
-  scratch.fit(tile.tokens * (layer.heads / layer.kv_heads), layer.head_dim / PER_UNIT<T>,
-              value_columns(layer));
-  Attend<T> attend{step, layer, tensors, scratch, tile};
-  attend.load_query();
-  if (item.split < 0)
-    attend.whole();
-  else
-    attend.part(item.split, plan, item.tile);
+  team.share(static_cast<int>(plan.items.size()), [&](int i) {
+    const Item& item = plan.items[i];
+    Attend<T>(step, layer, tensors, scratch, plan, item)
+        .run(plan.finished[item.tile * layer.kv_heads + item.kv_head], plan.partials.data());
+  });
 }
 
 }  // namespace slipstream

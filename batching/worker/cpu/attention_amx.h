@@ -1,7 +1,7 @@
 // Scores and values of a chunk on AMX tiles, for bfloat16.
 //
-// A page of keys [head_dim / 2][block_size][2] and one of values [block_size / 2][head_dim][2] are
-// right operands as they lie. In every case that fits the tiles all rows take this way, a single
+// A page of keys [block_size / 16][head_dim / 2][16][2] and one of values [head_dim / 16]
+// [block_size / 2][16][2] are right operands as they lie, each tile in one piece. In every case that fits the tiles all rows take this way, a single
 // decoding row too: its sums round differently from the vectors'.
 #pragma once
 
@@ -22,7 +22,8 @@ struct AmxScratch {
   std::vector<Unit> tail;
 };
 
-// Where the steps of a chunk lie: `keys` are key_stride units apart, `values` columns units.
+// Where the steps of a chunk lie: sixteen keys, and behind all their units, `key_stride` units on, the
+// other sixteen; the first sixteen dimensions of the values, and `value_stride` units on the next.
 struct AmxChunk {
   int begin, end;  // in keys, multiples of STEP
   const Unit* keys[CHUNK / STEP];

@@ -156,8 +156,7 @@ class DecoderPass {
       prepare_heads(layer, tensors, run);
       write_run<T>(step_, how, tensors, run);
     });
-    team_.share(static_cast<int>(plan.items.size()),
-                [&](int i) { run_item<T>(step_, how, tensors, plan, plan.items[i]); });
+    share_attention<T>(team_, step_, how, tensors, plan);
   }
 
   // From what was attended to the end of the layer.

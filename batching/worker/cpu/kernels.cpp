@@ -28,8 +28,7 @@ static void attend(const Step& step, const Layer& layer, const Tensors& tensors,
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
   {
     if (!alone) team.share(runs, write);
-    team.share(static_cast<int>(plan.items.size()),
-               [&](int i) { run_item<T>(step, layer, tensors, plan, plan.items[i]); });
+    share_attention<T>(team, step, layer, tensors, plan);
     leave_region();
   }
 }
