@@ -130,10 +130,11 @@ def test_int8_weights_stay_near_the_model(tmp_path: Path) -> None:
 
 
 def test_packed_panels_hold_the_weights() -> None:
-    weight = torch.randn(2 * PANEL, 16).bfloat16()
+    weight = torch.randn(2 * PANEL, 48).bfloat16()
     panels = pack(weight)
-    assert panels.shape == (2, 8, PANEL, 2)
-    assert torch.equal(panels[1, 3, 5], weight[PANEL + 5, 6:8])
+    assert panels.shape == (2, 2, 2, 16, 16, 2)
+    assert torch.equal(panels[1, 0, 1, 3, 5], weight[PANEL + 16 + 5, 6:8])
+    assert not panels[:, 1, :, 8:].any()  # 24 units of weights, 8 of padding
     assert PackedLinear(weight[:40]).columns == 2 * PANEL
 
 

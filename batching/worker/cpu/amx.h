@@ -16,10 +16,15 @@
 #define SLIPSTREAM_AMX 0
 #endif
 
+namespace slipstream {
+// Of a tile: its rows, the bytes of one, and the units of a right operand's tile, which lies in one piece.
+constexpr int TILE_HEIGHT = 16, TILE_BYTES = 64, TILE_UNITS = TILE_HEIGHT * LANES;
+}  // namespace slipstream
+
 #if SLIPSTREAM_AMX
 namespace slipstream {
 
-constexpr int TILES = 8, TILE_HEIGHT = 16, TILE_BYTES = 64;  // per row
+constexpr int TILES = 8;
 
 // Whether what a tile is loaded from shall stay in the first-level cache for the next time, or makes
 // room there for what does.
@@ -171,20 +176,25 @@ SLIPSTREAM_INLINE void store_sums(void* sums, int64_t stride, bool lower) {
   store_tile<2>(row, stride), store_tile<3>(row + TILE_BYTES, stride);
 }
 
-// Adds to the sums: rows, `row_bytes` apart, times 32 columns, whose rows of units lie `stride`
-// units apart; over `units` (a multiple of sixteen), with between() before each sixteen.
+// A right operand's tiles of sixteen columns: from one to the next sixteen units of the same columns, and
+// to the next sixteen columns, in units.
+struct TileStrides {
+  int64_t down, across;
+};
+
+// Adds to the sums: rows, `row_bytes` apart, times 32 columns; over `units` (a multiple of sixteen), with
+// between() before each sixteen.
 template <class T, Reuse ROWS = Reuse::SOON, class Between>
 SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool lower,
-                                      const Unit* columns, int64_t stride, int units,
+                                      const Unit* columns, TileStrides strides, int units,
                                       Between&& between) {
   const Unit* low = rows + TILE_HEIGHT * (row_bytes / sizeof(Unit));
-  const int64_t column_bytes = stride * sizeof(Unit);
-  for (int u = 0; u < units; u += TILE_HEIGHT) {
+  for (int u = 0; u < units; u += TILE_HEIGHT, columns += strides.down) {
     between();
-    load_tile<6>(columns + u * stride, column_bytes);
+    load_tile<6>(columns, TILE_BYTES);
     load_tile<4, ROWS>(rows + u, row_bytes);
     multiply_tiles<T, 0, 4, 6>();
-    load_tile<7>(columns + u * stride + LANES, column_bytes);
+    load_tile<7>(columns + strides.across, TILE_BYTES);
     multiply_tiles<T, 1, 4, 7>();
     if (!lower) continue;
     load_tile<5, ROWS>(low + u, row_bytes);
@@ -195,8 +205,8 @@ SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool 
 
 template <class T>
 SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool lower,
-                                      const Unit* columns, int64_t stride, int units) {
-  multiply_units<T>(rows, row_bytes, lower, columns, stride, units, [] {});
+                                      const Unit* columns, TileStrides strides, int units) {
+  multiply_units<T>(rows, row_bytes, lower, columns, strides, units, [] {});
 }
 
 }  // namespace slipstream

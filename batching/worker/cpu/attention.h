@@ -6,94 +6,10 @@
 #pragma once
 
 #include "attention_amx.h"
-#include "attention_plan.h"
+#include "attention_pages.h"
 #include "team.h"
 
 namespace slipstream {
-
-constexpr int WRITE_RUN = 32;  // tokens of one head written by a thread at a time
-
-struct Tensors {
-  const void *query, *key, *value;
-  Unit *key_pages, *value_pages;
-  void* output;
-  // In elements.
-  int64_t query_token, query_head, key_token, key_head, value_token, value_head, output_token;
-};
-
-// ---- writing keys and values ----
-
-// Where one token's key or value of one head comes from and goes to.
-struct Placement {
-  const char *key, *value;
-  int64_t page;
-  int offset;  // in the page; negative: nowhere
-};
-
-template <class T>
-static Placement place(const Step& step, const Layer& layer, const Tensors& tensors, int token,
-                       int head) {
-  const int64_t slot = step.slots[token], size = step.block_size;
-  const T* key = static_cast<const T*>(tensors.key) + token * tensors.key_token;
-  const T* value = static_cast<const T*>(tensors.value) + token * tensors.value_token;
-  return {reinterpret_cast<const char*>(key + head * tensors.key_head),
-          reinterpret_cast<const char*>(value + head * tensors.value_head),
-          slot / size * layer.kv_heads + head, static_cast<int>(slot < 0 ? -1 : slot % size)};
-}
-
-static void write_key(const Placement& token, Unit* pages, int units, int size) {
-  Unit* target = pages + token.page * (units * size) + token.offset;
-  for (int u = 0; u < units; ++u)
-    std::memcpy(target + u * size, token.key + u * sizeof(Unit), sizeof(Unit));
-}
-
-// A key goes to as many cache lines as it has units, few of which are in the cache: this fetches them
-// while the token's heads are prepared.
-static void prefetch_key(const Placement& token, const Unit* pages, int units, int size) {
-  if (token.offset < 0) return;
-  const Unit* target = pages + token.page * (units * size) + token.offset;
-  for (int u = 0; u < units; ++u) __builtin_prefetch(target + u * size, 1, 3);
-}
-
-static void write_value(float, const Placement& token, Unit* row, int dim) {
-  std::memcpy(row, token.value, dim * sizeof(Unit));
-}
-
-// Touches nothing of the pair's other token, which another thread may be writing.
-static void write_value(BFloat16, const Placement& token, Unit* row, int dim) {
-  for (int i = 0; i < dim; ++i)
-    std::memcpy(reinterpret_cast<char*>(row + i) + token.offset % 2 * sizeof(BFloat16),
-                token.value + i * sizeof(BFloat16), sizeof(BFloat16));
-}
-
-static void write_pair(const Placement& even, const Placement& odd, Unit* row, int dim) {
-  const auto* low = reinterpret_cast<const uint16_t*>(even.value);
-  const auto* high = reinterpret_cast<const uint16_t*>(odd.value);
-  for (int i = 0; i < dim; ++i) row[i] = low[i] | Unit{high[i]} << 16;
-}
-
-template <class T>
-static void write_run(const Step& step, const Layer& layer, const Tensors& tensors, int run) {
-  constexpr int PER = PER_UNIT<T>;
-  const int first = run / layer.kv_heads * WRITE_RUN, head = run % layer.kv_heads;
-  const int last = std::min(first + WRITE_RUN, step.tokens), size = step.block_size;
-  for (int token = first; token < last; ++token) {
-    const Placement now = place<T>(step, layer, tensors, token, head);
-    if (now.offset < 0) continue;
-    write_key(now, tensors.key_pages, layer.head_dim / PER, size);
-    Unit* row = tensors.value_pages + (now.page * size + now.offset) / PER * value_columns(layer);
-    if (PER == 2 && now.offset % 2 == 0 && token + 1 < last &&
-        step.slots[token + 1] == step.slots[token] + 1) {
-      const Placement next = place<T>(step, layer, tensors, ++token, head);
-      write_key(next, tensors.key_pages, layer.head_dim / PER, size);
-      write_pair(now, next, row, layer.head_dim);
-    } else {
-      write_value(T{}, now, row, layer.head_dim);
-    }
-  }
-}
-
-// ---- attending ----
 
 // One thread's buffers for one tile; grown to the largest tile seen, then kept.
 template <class T>
@@ -163,7 +79,7 @@ class Attend {
   }
 
   int64_t page(const Visit& visit, int position) const {
-    return int64_t{step_.table(visit.sequence)[position / size_]} * layer_.kv_heads +
+    return int64_t{step_.table(visit.sequence)[position / layout_.size]} * layer_.kv_heads +
            item_.kv_head;
   }
 
@@ -177,23 +93,27 @@ class Attend {
     });
   }
 
+  const Unit* key(const Visit& visit, int position) const {
+    return tensors_.key_pages + layout_.key(page(visit, position), position % layout_.size);
+  }
+
+  const Unit* value(const Visit& visit, int position) const {
+    return tensors_.value_pages + layout_.value(page(visit, position), position % layout_.size);
+  }
+
   // Keys of pages too narrow for a vector are copied side by side.
   void locate_keys(const Visit& visit, Chunk& chunk) {
-    const auto key = [&](int position) {  // its units are a block size apart
-      return tensors_.key_pages + page(visit, position) * (units_ * size_) +
-             position % size_;
-    };
-    if (size_ % LANES == 0) {
-      chunk.key_stride = size_;
+    if (layout_.whole_vectors()) {
+      chunk.key_stride = layout_.key_stride();
       for (int v = chunk.begin / LANES; v * LANES < chunk.end; ++v)
-        chunk.keys[v] = key(chunk.first + v * LANES);
+        chunk.keys[v] = key(visit, chunk.first + v * LANES);
       return;
     }
     chunk.key_stride = CHUNK;
     for (int i = chunk.begin; i < chunk.end; ++i) {
-      const Unit* source = key(chunk.first + i);
+      const Unit* source = key(visit, chunk.first + i);
       Unit* target = scratch_.packed_keys.data() + i;
-      for (int u = 0; u < units_; ++u) target[u * CHUNK] = source[u * size_];
+      for (int u = 0; u < units_; ++u) target[u * CHUNK] = source[u * layout_.key_stride()];
     }
     for (int v = 0; v < CHUNK / LANES; ++v)
       chunk.keys[v] = scratch_.packed_keys.data() + v * LANES;
@@ -201,12 +121,12 @@ class Attend {
 
   void locate_values(const Visit& visit, Chunk& chunk) {
     constexpr int PER = PER_UNIT<T>;
+    chunk.value_stride = layout_.value_stride();
     for (int i = chunk.begin; i < chunk.end;) {
-      const int position = chunk.first + i, offset = position % size_;
-      const int stop = std::min(chunk.end, i + size_ - offset);
-      const int64_t block = page(visit, position) * size_ + offset;
-      const Unit* row = tensors_.value_pages + block / PER * columns_;
-      for (; i < stop; i += PER, row += columns_) chunk.values[i / PER] = row;
+      const int position = chunk.first + i, size = layout_.size;
+      const int stop = std::min(chunk.end, i + size - position % size);
+      const Unit* row = value(visit, position);
+      for (; i < stop; i += PER, row += LANES) chunk.values[i / PER] = row;
     }
   }
 
@@ -240,7 +160,7 @@ class Attend {
 #if SLIPSTREAM_AMX
     if (fits_tiles()) {
       locate_steps(visit, chunk);
-      return compute_scores_amx(query, count, units_, steps_, size_, scratch_.scores.data());
+      return compute_scores_amx(query, count, units_, steps_, scratch_.scores.data());
     }
 #endif
     locate_keys(visit, chunk);
@@ -265,21 +185,19 @@ class Attend {
   AmxChunk steps_;
 
   bool fits_tiles() const {
-    return PER_UNIT<T> == 2 && dim_ % STEP == 0 && size_ % STEP == 0 && tiles_granted();
+    return PER_UNIT<T> == 2 && dim_ % STEP == 0 && layout_.size % STEP == 0 && tiles_granted();
   }
 
   void locate_steps(const Visit& visit, const Chunk& chunk) {
     steps_.begin = chunk.begin / STEP * STEP;
     steps_.end = ceil_div(chunk.end, STEP) * STEP;
+    steps_.value_stride = layout_.value_stride();
     for (int k = steps_.begin; k < steps_.end; k += STEP) {
-      const int offset = (chunk.first + k) % size_;
-      const int64_t block = page(visit, chunk.first + k);
-      const Unit* values = tensors_.value_pages + (block * size_ + offset) / 2 * columns_;
-      steps_.keys[k / STEP] = tensors_.key_pages + block * (units_ * size_) + offset;
-      steps_.values[k / STEP] =
-          k + STEP <= chunk.end ? values
-                                : mask_values(values, chunk.end - k, columns_, scratch_.amx.tail);
+      steps_.keys[k / STEP] = key(visit, chunk.first + k);
+      steps_.values[k / STEP] = value(visit, chunk.first + k);
     }
+    if (chunk.end < steps_.end)
+      mask_values(steps_, chunk.end - (steps_.end - STEP), columns_, scratch_.amx.tail);
   }
 #endif
 
@@ -369,8 +287,8 @@ class Attend {
   const Item& item_;
   const Tile& tile_;
   const int group_ = layer_.heads / layer_.kv_heads, rows_ = tile_.tokens * group_;
-  const int dim_ = layer_.head_dim, columns_ = value_columns(layer_), size_ = step_.block_size;
-  const int units_ = dim_ / PER_UNIT<T>;
+  const PageLayout<T> layout_{step_, layer_};
+  const int dim_ = layer_.head_dim, columns_ = layout_.columns, units_ = layout_.units;
 };
 
 // All of a layer's attention, by all threads of the team; keys and values are written.

@@ -8,11 +8,12 @@ Dao et al. 2022; split-KV after Flash-Decoding, Dao et al. 2023.)
 
 Layout, head-major, so that a query tile streams contiguous pages. With p = 2 elements to a 32-bit
 unit for bfloat16 and p = 1 for float32:
-  keys   [blocks, kv_heads, head_dim / p, block_size, p]: sixteen neighbouring keys are one vector
-  values [blocks, kv_heads, block_size / p, head_dim, p]: two neighbouring tokens interleaved
+  keys   [blocks, kv_heads, block_size / 16, head_dim / p, 16, p]: a vector has 16 keys
+  values [blocks, kv_heads, head_dim / 16, block_size / p, 16, p]: pairs of tokens interleaved
 which is what the bfloat16 dot-product and AMX tile instructions take as their second operand,
-unchanged. Value rows are as long as whole vectors: a head size of 72 takes 80. Tiles want blocks
-and heads of multiples of 32; blocks of other sizes are computed with vectors, to other bits.
+unchanged and each in one piece. Keys of blocks of other sizes: [.., head_dim / p, block_size, p].
+Value rows are as long as whole vectors: a head size of 72 takes 80. Tiles want blocks and heads of
+multiples of 32; blocks of other sizes are computed with vectors, to other bits.
 """
 
 from __future__ import annotations
@@ -191,9 +192,10 @@ class CpuAttention:
         if block_size % per:
             raise ValueError(f"a block of {block_size} {dtype} tokens does not divide into pairs")
         head = (num_blocks, spec.kv_heads)
+        keys = LANES if block_size % LANES == 0 else block_size  # of a vector
         return (
-            huge((*head, spec.head_dim // per, block_size, per), dtype),
-            huge((*head, block_size // per, _columns(spec), per), dtype),
+            huge((*head, block_size // keys, spec.head_dim // per, keys, per), dtype),
+            huge((*head, _columns(spec) // LANES, block_size // per, LANES, per), dtype),
         )
 
     def reserve(self, specs: list[LayerSpec], sequences: int, max_context: int) -> None:

@@ -1,8 +1,8 @@
 // Scores and values of a chunk on AMX tiles, for bfloat16.
 //
-// A page of keys [block_size / 16][head_dim / 2][16][2] and one of values [head_dim / 16]
-// [block_size / 2][16][2] are right operands as they lie, each tile in one piece. In every case that fits the tiles all rows take this way, a single
-// decoding row too: its sums round differently from the vectors'.
+// Pages of keys and values (attention_pages.h) are right operands as they lie, each tile in one piece. In
+// every case that fits the tiles all rows take this way, a single decoding row too: its sums round
+// differently from the vectors'.
 #pragma once
 
 #include <vector>
@@ -22,10 +22,11 @@ struct AmxScratch {
   std::vector<Unit> tail;
 };
 
-// Where the steps of a chunk lie: sixteen keys, and behind all their units, `key_stride` units on, the
-// other sixteen; the first sixteen dimensions of the values, and `value_stride` units on the next.
+// Where the steps of a chunk lie: sixteen keys, with the other sixteen behind all their units; and the
+// first sixteen dimensions of the values, with the next `value_stride` units on.
 struct AmxChunk {
   int begin, end;  // in keys, multiples of STEP
+  int64_t value_stride;
   const Unit* keys[CHUNK / STEP];
   const Unit* values[CHUNK / STEP];
 };
@@ -44,46 +45,51 @@ SLIPSTREAM_INLINE void for_each_group(int rows, F&& f) {
 
 // scores[rows][CHUNK] = query[rows][units] . keys
 inline void compute_scores_amx(const Unit* query, int rows, int units, const AmxChunk& chunk,
-                               int64_t key_stride, float* scores) {
+                               float* scores) {
   const int64_t row_bytes = units * sizeof(Unit);
   for_each_group(rows, [&](int first, int count) {
     for (int key = chunk.begin; key < chunk.end; key += STEP) {
       zero_sums();
       const bool lower = count > TILE_HEIGHT;
-      multiply_units<BFloat16>(query + first * units, row_bytes, lower, chunk.keys[key / STEP],
-                               key_stride, units);
+      const Unit* keys = chunk.keys[key / STEP];
+      multiply_units<BFloat16>(query + first * units, row_bytes, lower, keys,
+                               {TILE_UNITS, units * LANES}, units);
       store_sums(scores + first * CHUNK + key, CHUNK * sizeof(float), lower);
     }
   });
 }
 
-// Copies the value rows of a step of which only `keys` are written: the rest counts as zero,
-// whatever the page holds.
-inline const Unit* mask_values(const Unit* values, int keys, int columns, std::vector<Unit>& tail) {
-  tail.resize(TILE_HEIGHT * columns);
-  const int whole = keys / 2 * columns;
-  std::copy_n(values, whole, tail.begin());
-  std::fill(tail.begin() + whole, tail.end(), 0);
-  if (keys % 2)
-    for (int i = whole; i < whole + columns; ++i) tail[i] = values[i] & 0xffff;
-  return tail.data();
+// Puts a copy in the place of the last step's values, of which only `keys` are written: the rest counts
+// as zero, whatever the page holds.
+inline void mask_values(AmxChunk& chunk, int keys, int columns, std::vector<Unit>& tail) {
+  const Unit*& values = chunk.values[chunk.end / STEP - 1];
+  tail.resize(columns / LANES * chunk.value_stride);
+  for (int tile = 0; tile < columns / LANES; ++tile) {
+    const Unit* from = values + tile * chunk.value_stride;
+    Unit* to = tail.data() + tile * chunk.value_stride;
+    std::copy_n(from, keys / 2 * LANES, to);
+    std::fill(to + keys / 2 * LANES, to + TILE_UNITS, 0);
+    if (keys % 2)
+      for (int i = keys / 2 * LANES; i < (keys / 2 + 1) * LANES; ++i) to[i] = from[i] & 0xffff;
+  }
+  values = tail.data();
 }
 
-// Four tiles of dimensions for one tile of rows: each row of values is read in long pieces.
+// Four tiles of dimensions for one tile of rows.
 inline void multiply_wide(const BFloat16* weights, const AmxChunk& chunk, int column,
-                          int columns, float* sums) {
+                          float* sums) {
   zero_sums();
   for (int key = chunk.begin; key < chunk.end; key += STEP) {
-    const Unit* values = chunk.values[key / STEP] + column;
-    const int64_t stride = columns * sizeof(Unit);
+    const int64_t stride = chunk.value_stride;
+    const Unit* values = chunk.values[key / STEP] + column / LANES * stride;
     load_tile<4>(weights + key, CHUNK * sizeof(BFloat16));
-    load_tile<6>(values, stride);
+    load_tile<6>(values, TILE_BYTES);
     multiply_tiles<BFloat16, 0, 4, 6>();
-    load_tile<7>(values + LANES, stride);
+    load_tile<7>(values + stride, TILE_BYTES);
     multiply_tiles<BFloat16, 1, 4, 7>();
-    load_tile<6>(values + 2 * LANES, stride);
+    load_tile<6>(values + 2 * stride, TILE_BYTES);
     multiply_tiles<BFloat16, 2, 4, 6>();
-    load_tile<7>(values + 3 * LANES, stride);
+    load_tile<7>(values + 3 * stride, TILE_BYTES);
     multiply_tiles<BFloat16, 3, 4, 7>();
   }
   constexpr int64_t ROW = WIDE * sizeof(float);
@@ -93,12 +99,12 @@ inline void multiply_wide(const BFloat16* weights, const AmxChunk& chunk, int co
 
 // Two tiles of dimensions for up to two tiles of rows.
 inline void multiply_narrow(const BFloat16* weights, bool lower, const AmxChunk& chunk, int column,
-                            int columns, float* sums) {
+                            float* sums) {
   zero_sums();
   for (int key = chunk.begin; key < chunk.end; key += STEP)
     multiply_units<BFloat16>(reinterpret_cast<const Unit*>(weights + key), CHUNK * sizeof(BFloat16),
-                             lower, chunk.values[key / STEP] + column, columns,
-                             TILE_HEIGHT);
+                             lower, chunk.values[key / STEP] + column / LANES * chunk.value_stride,
+                             {0, chunk.value_stride}, TILE_HEIGHT);
   store_sums(sums, WIDE * sizeof(float), lower);
 }
 
@@ -112,9 +118,9 @@ inline void accumulate_values_amx(const BFloat16* weights, int rows, const AmxCh
       const BFloat16* left = weights + first * CHUNK;
       width = few && columns - column >= WIDE ? WIDE : STEP;
       if (width == WIDE)
-        multiply_wide(left, chunk, column, columns, sums);
+        multiply_wide(left, chunk, column, sums);
       else
-        multiply_narrow(left, count > TILE_HEIGHT, chunk, column, columns, sums);
+        multiply_narrow(left, count > TILE_HEIGHT, chunk, column, sums);
       for (int r = 0; r < count; ++r)
         for (int i = 0; i < width; i += LANES) {
           float* out = output + (first + r) * columns + column + i;

@@ -11,13 +11,13 @@ namespace slipstream {
 constexpr int CHUNK = 128;  // keys per softmax update; chunks start at multiples of CHUNK
 
 // Where a chunk's keys and values lie. Entry i of `keys` is vector i of sixteen keys: unit u of
-// key k is keys[k / 16][u * key_stride + k % 16]. Entry j of `values` is row j: PER_UNIT
-// consecutive tokens interleaved, `columns` units long (a multiple of LANES).
+// key k is keys[k / 16][u * key_stride + k % 16]. Entry j of `values` is row j, PER_UNIT consecutive
+// tokens interleaved: its dimension i is values[j][i / 16 * value_stride + i % 16].
 struct Chunk {
   int first;  // position of its first key
   int begin;  // keys [begin, end) relative to first are visible to some row; begin is even
   int end;
-  int64_t key_stride;
+  int64_t key_stride, value_stride;
   const Unit* keys[CHUNK / LANES];
   const Unit* values[CHUNK];
 };
@@ -131,14 +131,14 @@ float update_row(const Scoring& how, float* scores, int first, int last, const C
 }
 
 template <class T, int ROWS, int VECS>
-void value_block(const Unit* weights, const Unit* const* values, int column, int count,
-                 bool half_row, const float* shrink, int columns, float* output) {
+void value_block(const Unit* weights, const Unit* const* values, int64_t first, int64_t stride,
+                 int count, bool half_row, const float* shrink, int columns, float* output) {
   constexpr int STRIDE = CHUNK / PER_UNIT<T>;
   Vec acc[ROWS][VECS] = {};
   const auto add_row = [&](int j, Int mask) __attribute__((always_inline)) {
     Int value[VECS];
 #pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) value[v] = load_units(values[j] + column + v * LANES) & mask;
+    for (int v = 0; v < VECS; ++v) value[v] = load_units(values[j] + first + v * stride) & mask;
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       const Int w = splat_unit(weights[r * STRIDE + j]);
@@ -169,7 +169,8 @@ void accumulate_values(const T* weights, int rows, const Chunk& chunk, const flo
   const Unit* packed = reinterpret_cast<const Unit*>(weights) + skip;
   for_each_block(rows, columns / LANES, [&](int r, auto r_count, int v, auto v_count) {
     value_block<T, r_count.value, v_count.value>(packed + r * STRIDE, chunk.values + skip,
-                                                 v * LANES, count, half_row, shrink + r, columns,
+                                                 v * chunk.value_stride, chunk.value_stride, count,
+                                                 half_row, shrink + r, columns,
                                                  output + r * columns + v * LANES);
   });
 }

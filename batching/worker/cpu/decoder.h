@@ -124,11 +124,15 @@ class DecoderPass {
       return;
     }
     constexpr int PER = PER_UNIT<T>;
-    const Unit* source = decoder_.tied->weights + id / PANEL * PANEL * (hidden / PER) + id % PANEL;
+    const Unit* source = decoder_.tied->weights + id / PANEL * panel_units<T>(*decoder_.tied) +
+                         id % PANEL / LANES * TILE_UNITS + id % LANES;
     T row[LANES];
     for (int i = 0; i < hidden; i += LANES) {
-      for (int j = 0; j < LANES; j += PER)
-        std::memcpy(row + j, source + int64_t{(i + j) / PER} * PANEL, sizeof(Unit));
+      for (int j = 0; j < LANES; j += PER) {
+        const int u = (i + j) / PER, tile = u / TILE_HEIGHT;
+        std::memcpy(row + j, source + tile * PANEL_VECS * TILE_UNITS + u % TILE_HEIGHT * LANES,
+                    sizeof(Unit));
+      }
       store(target + i, load_as(row));
     }
   }
@@ -195,9 +199,9 @@ class DecoderPass {
     const Layer& how = *layer.attention;
     const int first = run / how.kv_heads * WRITE_RUN, kv_head = run % how.kv_heads;
     const int last = std::min(first + WRITE_RUN, step_.tokens), group = how.heads / how.kv_heads;
+    const PageLayout<T> layout(step_, how);
     for (int token = first; token < last; ++token) {
-      prefetch_key(place<T>(step_, how, tensors, token, kv_head), layer.key_pages,
-                   how.head_dim / PER_UNIT<T>, step_.block_size);
+      prefetch_key(layout, place<T>(step_, how, tensors, token, kv_head), layer.key_pages);
       T* heads = qkv(token);
       for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
         prepare_head(heads + head * how.head_dim, how.head_dim, layer.query_norm, token);

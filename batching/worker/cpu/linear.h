@@ -1,9 +1,9 @@
 // Products with packed weights: [rows, in] x [in, columns], rows from one to thousands.
 //
-// Weights lie in panels of 32 columns, each [in / p][32][p] with p elements to a 32-bit unit (float32
-// 1, bfloat16 2, int8 4): a panel is read front to back once per block of rows, which is all that
-// decoding can ask of memory. Every element of a result is accumulated over `in` in ascending order,
-// whatever the number of rows, so that a token's bits do not depend on its batch.
+// Weights lie in panels of 32 columns, each [in / p / 16][2][16][16][p] with p elements to a 32-bit unit
+// (float32 1, bfloat16 2, int8 4), padded to whole tiles: a panel is read front to back once per block of
+// rows, which is all that decoding can ask of memory. Every element of a result is accumulated over `in`
+// in ascending order, whatever the number of rows, so that a token's bits do not depend on its batch.
 #pragma once
 
 #include "amx.h"
@@ -68,6 +68,13 @@ struct Accumulate<Int8> {
 };
 
 inline int panels(const Linear& linear) { return linear.columns / PANEL; }
+
+// Units of a panel.
+template <class T>
+int64_t panel_units(const Linear& linear) {
+  const int units = linear.in / PER_UNIT<T>;
+  return int64_t{(units + TILE_HEIGHT - 1) / TILE_HEIGHT} * TILE_HEIGHT * PANEL;
+}
 
 // Calls use(first, count) for blocks of `rows` of nearly equal height, of whole groups.
 template <class Use>
@@ -160,18 +167,21 @@ template <class T, int ROWS, class Done>
 SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input, int row, int panel,
                                      Done&& done) {
   typedef Accumulate<T> A;
-  const int units = linear.in / PER_UNIT<T>, column = panel * PANEL;
+  const int units = linear.in / PER_UNIT<T>;
   const Unit* rows[ROWS];
   for (int r = 0; r < ROWS; ++r) rows[r] = input.row(row + r);
-  const Unit* weights = linear.weights + int64_t{column} * units;
+  const Unit* weights = linear.weights + panel * panel_units<T>(linear);
   typename A::Sum sum[ROWS][PANEL_VECS] = {};
-  for (int u = 0; u < units; ++u) {
-    const Int low = load_units(weights + u * PANEL), high = load_units(weights + u * PANEL + LANES);
+  for (int from = 0; from < units; from += TILE_HEIGHT, weights += TILE_UNITS) {
+    const int end = std::min(from + TILE_HEIGHT, units);
+    for (int u = from; u < end; ++u, weights += LANES) {
+      const Int low = load_units(weights), high = load_units(weights + TILE_UNITS);
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      const Int x = splat_unit(rows[r][u]);
-      sum[r][0] = A::add(x, low, sum[r][0]);
-      sum[r][1] = A::add(x, high, sum[r][1]);
+      for (int r = 0; r < ROWS; ++r) {
+        const Int x = splat_unit(rows[r][u]);
+        sum[r][0] = A::add(x, low, sum[r][0]);
+        sum[r][1] = A::add(x, high, sum[r][1]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -203,11 +213,12 @@ void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const U
                   Finishing<T, Done>& finishing) {
   constexpr int STEP_LINES = TILE_HEIGHT * PANEL * sizeof(Unit) / 64;
   constexpr int64_t SUMS_ROW = PANEL * sizeof(float);
+  constexpr TileStrides strides{2 * TILE_UNITS, TILE_UNITS};
   alignas(64) static thread_local WaitingSums waiting;
   const int count = input.count, groups = (count + GROUP - 1) / GROUP;
   const int units = linear.in / PER_UNIT<T>;
   const int64_t row_bytes = input.stride * sizeof(T);
-  const Unit* weights = linear.weights + int64_t{panel} * PANEL * units;
+  const Unit* weights = linear.weights + panel * panel_units<T>(linear);
   // The hardware reads ahead well enough while every step reads weights.
   const bool help = next && groups > 1;
   const int lines = help ? (STEP_LINES + groups - 1) / groups : 0;
@@ -232,10 +243,10 @@ void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const U
       else
         load_sums(waiting[from], SUMS_ROW, lower);
       if (many || units <= DEPTH)
-        multiply_units<T, Reuse::LATER>(rows, row_bytes, lower, columns, PANEL, end - begin,
+        multiply_units<T, Reuse::LATER>(rows, row_bytes, lower, columns, strides, end - begin,
                                         between);
       else
-        multiply_units<T>(rows, row_bytes, lower, columns, PANEL, end - begin, between);
+        multiply_units<T>(rows, row_bytes, lower, columns, strides, end - begin, between);
       void* sums = end < units ? waiting[from] : finishing.take(from, height, panel);
       store_sums(sums, SUMS_ROW, lower);
     }
@@ -266,7 +277,7 @@ void multiply(const Linear& linear, const Rows<T>& input, int item, int next,
     if (fits_tiles<T>(linear)) {
       const bool more = panel + 1 < end || next < runs(linear);
       const int64_t then = panel + 1 < end ? panel + 1 : next * length;
-      const Unit* ahead = linear.weights + then * PANEL * (linear.in / PER_UNIT<T>);
+      const Unit* ahead = linear.weights + then * panel_units<T>(linear);
       multiply_amx(linear, input, panel, more ? ahead : nullptr, finishing);
       continue;
     }

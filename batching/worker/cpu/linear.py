@@ -13,7 +13,7 @@ import torch
 
 from batching.worker.cpu.memory import huge
 
-PANEL = 32  # columns of a panel
+PANEL, TILE = 32, 16  # columns of a panel, and of a tile
 UNIT_BYTES = 4
 BYTE_ZERO = 128  # the other operand's bytes are unsigned, around this
 
@@ -67,12 +67,17 @@ class PackedLinear:
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
-    """[columns, rows] to [columns / 32, rows / p, 32, p] with p elements in 32 bits."""
+    """[columns, rows] to [columns / 32, rows / p / 16, 2, 16, 16, p], p elements in 32 bits.
+
+    What the first 16 stands for is padded with zeros. The last 16 are columns.
+    """
     per = UNIT_BYTES // weight.itemsize
     units = weight.contiguous().view(torch.int32)  # whole units move: a plain transpose is fast
+    if padding := -units.shape[1] % TILE:
+        units = torch.nn.functional.pad(units, (0, padding))
     columns, rows = units.shape
-    panels = huge((columns // PANEL, rows, PANEL), torch.int32)
-    panels.copy_(units.view(-1, PANEL, rows).transpose(1, 2))
+    panels = huge((columns // PANEL, rows // TILE, PANEL // TILE, TILE, TILE), torch.int32)
+    panels.copy_(units.view(-1, PANEL // TILE, TILE, rows // TILE, TILE).permute(0, 3, 1, 4, 2))
     return panels.view(weight.dtype).view(*panels.shape, per)
 
 
