@@ -151,6 +151,39 @@ def test_bits_do_not_depend_on_the_block_size(backend: CpuAttention, dtype: torc
             assert same_bits(results[0], other)
 
 
+def sharing(spec: LayerSpec, block_size: int, dtype: torch.dtype) -> tuple[Case, list[torch.Tensor]]:
+    """Sequences that begin alike, some longer than others, and their outputs in blocks of their own."""
+    contexts = [700, 641, 640, 1300, 1281, 300, 257, 256, 40, 768, 700, 2]
+    sequences = [(context, 1 + i % 2) for i, context in enumerate(contexts * 3)]
+    case = Case(spec, sequences, block_size, dtype)
+    begins = [(0, 0), (0, 640), (0, 512), (0, 700), (3, 1280), (0, 256), (0, 256), (0, 192), (0, 32)]
+    for s, (of, count) in enumerate(begins):
+        for data in (case.key, case.value):
+            data[s][:count] = data[of][:count]
+    backend = CpuAttention(torch.device("cpu"))
+    alone = list(case.one_by_one(backend))
+    for s, (of, count) in enumerate(begins):
+        blocks = min(count, contexts[s] - 2) // block_size
+        case.tables[s, :blocks] = case.tables[of, :blocks]
+    return case, alone
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bits_do_not_depend_on_who_reads_the_same_blocks(
+    backend: CpuAttention, block_size: int, window: int | None, threads: int, dtype: torch.dtype
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        case, alone = sharing(spec_of(6, 2, 64, window=window), block_size, dtype)
+        assert same_bits(case.run(backend), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sequences", [[(3000, 1)], [(3000, 1), (2600, 70)]])
@@ -220,6 +253,8 @@ def test_tile_instructions_are_used_right(head_dim: int, tmp_path_factory: Any) 
     for group in (1, 3, 16):
         spec = spec_of(2 * group, 2, head_dim, window=400)
         check(Case(spec, RAGGED, 32, torch.bfloat16), emulated)
+    case, _ = sharing(spec_of(6, 2, head_dim), 32, torch.bfloat16)
+    check(case, emulated)
 
 
 def test_refusals_name_the_reason(backend: CpuAttention) -> None:

@@ -67,8 +67,6 @@ struct Accumulate<Int8> {
   }
 };
 
-inline int panels(const Linear& linear) { return linear.columns / PANEL; }
-
 // Units of a panel.
 template <class T>
 int64_t panel_units(const Linear& linear) {
@@ -128,22 +126,27 @@ class Finishing {
   Finishing(const Linear& linear, const Rows<T>& input, const Target* target, Done done)
       : linear_(linear), input_(input), target_(target), done_(done) {}
 
-  // Where to store the sums of so many rows; what was taken before is finished.
-  void* take(int first, int rows, int panel) {
+  // Where to store the sums of so many rows of a panel, and, `paired`, of the next panel TILE_HEIGHT rows
+  // below; what was taken before is finished.
+  void* take(int first, int rows, int panel, bool paired = false) {
     rest();
     first_ = first, rows_ = rows, panel_ = panel, finished_ = 0;
-    for (int i = 0; i < std::min(AHEAD, rows); ++i) fetch(i);
+    count_ = paired ? 2 * rows : rows;
+    for (int i = 0; i < std::min(AHEAD, count_); ++i) fetch(i);
     return sums_;
   }
 
   SLIPSTREAM_INLINE void step(int rows) {
-    for (const int stop = std::min(finished_ + rows, rows_); finished_ < stop; ++finished_) {
-      if (finished_ + AHEAD < rows_) fetch(finished_ + AHEAD);
-      finish_row(linear_, input_, first_ + finished_, panel_, sums_[finished_], done_);
+    for (const int stop = std::min(finished_ + rows, count_); finished_ < stop; ++finished_) {
+      if (finished_ + AHEAD < count_) fetch(finished_ + AHEAD);
+      const bool second = finished_ >= rows_;
+      const int row = second ? finished_ - rows_ : finished_;
+      finish_row(linear_, input_, first_ + row, panel_ + second,
+                 sums_[second ? row + TILE_HEIGHT : row], done_);
     }
   }
 
-  void rest() { step(rows_); }
+  void rest() { step(count_); }
 
   const Done& done() const { return done_; }
 
@@ -151,7 +154,8 @@ class Finishing {
   static constexpr int AHEAD = 8;  // rows: as long as it takes to come from beyond the cache
 
   SLIPSTREAM_INLINE void fetch(int i) const {
-    if (target_) target_->fetch(first_ + i, panel_);
+    const bool second = i >= rows_;
+    if (target_) target_->fetch(first_ + (second ? i - rows_ : i), panel_ + second);
   }
 
   const Linear& linear_;
@@ -159,6 +163,7 @@ class Finishing {
   const Target* target_;
   const Done done_;
   int first_ = 0, rows_ = 0, panel_ = 0, finished_ = 0;
+  int count_ = 0;  // of rows of sums
   typename Accumulate<T>::Sum sums_[GROUP][PANEL_VECS];
 };
 
@@ -253,30 +258,62 @@ void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const U
   }
 }
 
+// Up to sixteen rows times two panels: memory gives more when two streams are read at a time.
+template <class T, class Done>
+void multiply_pair(const Linear& linear, const Rows<T>& input, int panel,
+                   Finishing<T, Done>& finishing) {
+  const int units = linear.in / PER_UNIT<T>;
+  const int64_t row_bytes = input.stride * sizeof(T), width = panel_units<T>(linear);
+  const Unit *rows = input.row(0), *columns = linear.weights + panel * width;
+  const int pace = (GROUP * TILE_HEIGHT + units - 1) / units;  // rows finished in a step
+  thread_tiles.fit(input.count);
+  zero_sums();
+  for (int u = 0; u < units; u += TILE_HEIGHT, columns += 2 * TILE_UNITS) {
+    finishing.step(pace);
+    load_tile<6>(columns, TILE_BYTES);
+    load_tile<4>(rows + u, row_bytes);
+    multiply_tiles<T, 0, 4, 6>();
+    load_tile<7>(columns + width, TILE_BYTES);
+    multiply_tiles<T, 2, 4, 7>();
+    load_tile<6>(columns + TILE_UNITS, TILE_BYTES);
+    multiply_tiles<T, 1, 4, 6>();
+    load_tile<7>(columns + width + TILE_UNITS, TILE_BYTES);
+    multiply_tiles<T, 3, 4, 7>();
+  }
+  store_sums(finishing.take(0, input.count, panel, true), PANEL * sizeof(float), true);
+}
+
 template <class T>
 bool fits_tiles(const Linear& linear) {
   return tiles_granted() && PER_UNIT<T> > 1 && linear.in / PER_UNIT<T> % TILE_HEIGHT == 0;
 }
 #endif
 
-// Items of a product: runs of panels. Where there are many, a run has two, so that half a cache line
-// of results is not written by one thread and half by another.
-inline int run_length(const Linear& linear) { return panels(linear) < 64 ? 1 : 2; }
-inline int runs(const Linear& linear) {
-  return (panels(linear) + run_length(linear) - 1) / run_length(linear);
-}
+// Items of a product: runs of panels. Where threads have many, a run has two, so that half a cache line
+// of results is not written by one thread and half by another, and few rows read two panels at a time.
+struct Runs {
+  int panels, length;
+
+  Runs(const Linear& linear, int threads)
+      : panels(linear.columns / PANEL), length(panels < 16 * threads ? 1 : 2) {}
+  int count() const { return (panels + length - 1) / length; }
+};
 
 // One item. `next` is the item that this thread will do then, if there is one.
 template <class T, class Done>
-void multiply(const Linear& linear, const Rows<T>& input, int item, int next,
+void multiply(const Linear& linear, const Rows<T>& input, const Runs& runs, int item, int next,
               Finishing<T, Done>& finishing) {
-  const int length = run_length(linear), count = input.count;
-  const int begin = item * length, end = std::min(begin + length, panels(linear));
+  const int begin = item * runs.length, end = std::min(begin + runs.length, runs.panels);
+  const int count = input.count;
   for (int panel = begin; panel < end; ++panel) {
 #if SLIPSTREAM_AMX
     if (fits_tiles<T>(linear)) {
-      const bool more = panel + 1 < end || next < runs(linear);
-      const int64_t then = panel + 1 < end ? panel + 1 : next * length;
+      if (count <= TILE_HEIGHT && panel + 1 < end) {
+        multiply_pair(linear, input, panel++, finishing);
+        continue;
+      }
+      const bool more = panel + 1 < end || next < runs.count();
+      const int64_t then = panel + 1 < end ? panel + 1 : next * runs.length;
       const Unit* ahead = linear.weights + then * panel_units<T>(linear);
       multiply_amx(linear, input, panel, more ? ahead : nullptr, finishing);
       continue;
@@ -297,8 +334,10 @@ template <class T, class Done>
 void share_product(Team& team, const Linear& linear, const Rows<T>& input, const Target* target,
                    Done&& done) {
   Finishing<T, std::decay_t<Done>> finishing(linear, input, target, done);
+  const Runs runs(linear, team.threads());
   team.share_ahead(
-      runs(linear), [&](int item, int next) { multiply(linear, input, item, next, finishing); },
+      runs.count(),
+      [&](int item, int next) { multiply(linear, input, runs, item, next, finishing); },
       [&] { finishing.rest(); });
 }
 
