@@ -151,12 +151,24 @@ def test_bits_do_not_depend_on_the_block_size(backend: CpuAttention, dtype: torc
             assert same_bits(results[0], other)
 
 
-def sharing(spec: LayerSpec, block_size: int, dtype: torch.dtype) -> tuple[Case, list[torch.Tensor]]:
-    """Sequences that begin alike, some longer than others, and their outputs in blocks of their own."""
+def sharing(
+    spec: LayerSpec, block_size: int, dtype: torch.dtype
+) -> tuple[Case, list[torch.Tensor]]:
+    """Sequences that begin alike in the same blocks, and their outputs with blocks of their own."""
     contexts = [700, 641, 640, 1300, 1281, 300, 257, 256, 40, 768, 700, 2]
     sequences = [(context, 1 + i % 2) for i, context in enumerate(contexts * 3)]
     case = Case(spec, sequences, block_size, dtype)
-    begins = [(0, 0), (0, 640), (0, 512), (0, 700), (3, 1280), (0, 256), (0, 256), (0, 192), (0, 32)]
+    begins = [
+        (0, 0),
+        (0, 640),
+        (0, 512),
+        (0, 700),
+        (3, 1280),
+        (0, 256),
+        (0, 256),
+        (0, 192),
+        (0, 32),
+    ]
     for s, (of, count) in enumerate(begins):
         for data in (case.key, case.value):
             data[s][:count] = data[of][:count]

@@ -6,6 +6,7 @@ That float32 tokens equal transformers' is proven by test_architectures.py on th
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,24 @@ def test_logprobs_keep_their_bits_in_every_batch_mix(
         ]
     single = worker_of(folder, threads=1, **how)
     assert serve(single, prompts()[:1]) == alone[:1]
+
+
+@pytest.mark.parametrize(
+    "how", [{"dtype": "float32"}, {"dtype": "bfloat16", "quantization": "int8"}]
+)
+def test_threads_that_lose_their_cores_change_nothing(how: dict[str, str], tmp_path: Path) -> None:
+    """More threads than cores: late ones find phases over, waiting ones give up their cores."""
+    folder, before = tiny_models.save("llama_wide", tmp_path), torch.get_num_threads()
+    cores = os.sched_getaffinity(0)
+    try:
+        expected = serve(worker_of(folder, threads=1, **how), prompts(), prefix_caching=False)
+        crowd = worker_of(folder, threads=2 * len(cores) + 1, **how)
+        for _ in range(3):
+            assert serve(crowd, prompts(), prefix_caching=False) == expected
+    finally:
+        torch.set_num_threads(before)
+    for thread in Path("/proc/self/task").iterdir():
+        assert os.sched_getaffinity(int(thread.name)) == cores
 
 
 @pytest.mark.parametrize("how", [{"dtype": "float32"}, {"dtype": "bfloat16"},

@@ -139,14 +139,13 @@ class DecoderPass {
 
   // Up to queries, keys and values.
   void enter(const DecoderLayer& layer, Block block) {
-    const int normed = norm(layer.input_norm, block);
-    product(layer.qkv, pass_.normed, normed, normed, block,
-            Target::of(qkv(block.first), pass_.qkv.stride, PANEL * sizeof(T)),
-            [&](int row, int panel, Vec low, Vec high) {
-              T* target = qkv(block.first + row) + panel * PANEL;
-              store_as(target, low);
-              store_as(target + LANES, high);
-            });
+    normed_product(layer.input_norm, layer.qkv, block,
+                   Target::of(qkv(block.first), pass_.qkv.stride, PANEL * sizeof(T)),
+                   [&](int row, int panel, Vec low, Vec high) {
+                     T* target = qkv(block.first + row) + panel * PANEL;
+                     store_as(target, low);
+                     store_as(target + LANES, high);
+                   });
   }
 
   void attend(const DecoderLayer& layer, Plan& plan) {
@@ -167,31 +166,33 @@ class DecoderPass {
   void leave(const DecoderLayer& layer, Block block) {
     quantize_rows(pass_.attended, block.first, block.count, layer.output.in);
     add_product(layer.output, pass_.attended, block.first, block);
-    const int normed = norm(layer.post_norm, block);
     // Gate and up columns alternate by vector, so that one panel holds both operands of the product.
-    product(layer.gate_up, pass_.normed, normed, normed, block,
-            Target::of(activated(0), pass_.activated.stride, LANES * sizeof(T)),
-            [&](int row, int panel, Vec gate, Vec up) {
-              store_as(activated(row) + panel * LANES, silu(gate) * up);
-            });
+    normed_product(layer.post_norm, layer.gate_up, block,
+                   Target::of(activated(0), pass_.activated.stride, LANES * sizeof(T)),
+                   [&](int row, int panel, Vec gate, Vec up) {
+                     store_as(activated(row) + panel * LANES, silu(gate) * up);
+                   });
     quantize_rows(pass_.activated, 0, block.count, layer.down.in);
     add_product(layer.down, pass_.activated, 0, block);
   }
 
-  // Returns where the rows begin in the matrices of blocks. A few are computed by each thread for
-  // itself, so that none waits, or reads what another core has just written.
-  int norm(const float* weight, Block block) {
-    const int begin = block.count <= FEW ? thread_ * FEW : 0;
+  // Of a block's norms. A few rows are normed by each thread for itself, so that none waits, or reads what
+  // another core has just written.
+  template <class Done>
+  void normed_product(const float* weight, const Linear& linear, Block block, const Target& target,
+                      Done&& done) {
+    const bool few = block.count <= FEW;
+    const int begin = few ? thread_ * FEW : 0;  // in the matrices of blocks
     const auto norm_row = [&](int i) {
       T* row = normed(begin + i);
       rms_norm(residual(block.first + i), weight, decoder_.hidden, decoder_.epsilon, row);
       if constexpr (QUANTIZED) quantize(row, decoder_.hidden, begin + i);
     };
-    if (block.count > FEW)
-      team_.share(block.count, norm_row);
-    else
-      for (int i = 0; i < block.count; ++i) norm_row(i);
-    return begin;
+    if (!few) team_.share(block.count, norm_row);
+    const auto prepare = [&] {
+      for (int i = 0; few && i < block.count; ++i) norm_row(i);
+    };
+    product(linear, pass_.normed, begin, begin, block, target, prepare, done);
   }
 
   // The heads of one run of tokens (as `write_run` counts runs) that share a KV head, and that head.
@@ -232,7 +233,7 @@ class DecoderPass {
   // Adds the product of a block to the residual stream.
   void add_product(const Linear& linear, const Matrix& input, int first, Block block) {
     product(linear, input, first, 0, block,
-            Target::of(residual(block.first), pass_.residual.stride, PANEL * sizeof(float)),
+            Target::of(residual(block.first), pass_.residual.stride, PANEL * sizeof(float)), [] {},
             [&](int row, int panel, Vec low, Vec high) {
               float* target = residual(block.first + row) + panel * PANEL;
               store(target, load(target) + low);
@@ -241,16 +242,16 @@ class DecoderPass {
   }
 
   // Of a block of rows of `input` from `first` on, or of their bytes, which begin at row `quantized`.
-  template <class Done>
+  template <class Prepare, class Done>
   void product(const Linear& linear, const Matrix& input, int first, int quantized, Block block,
-               const Target& target, Done&& done) {
+               const Target& target, Prepare&& prepare, Done&& done) {
     if constexpr (QUANTIZED) {
       const Rows<Int8> rows{pass_.bytes.row<Int8>(quantized), pass_.bytes.stride,
                             pass_.scales + quantized, block.count};
-      share_product(team_, linear, rows, &target, done);
+      share_product(team_, linear, rows, &target, prepare, done);
     } else {
       const Rows<T> rows{input.row<T>(first), input.stride, nullptr, block.count};
-      share_product(team_, linear, rows, &target, done);
+      share_product(team_, linear, rows, &target, prepare, done);
     }
   }
 

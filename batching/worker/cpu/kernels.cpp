@@ -54,12 +54,13 @@ static void project(Team& team, const Linear& linear, const T* input, int rows, 
       done(first + row, panel, low, high);
     };
     if (!linear.scales)
-      return share_product(team, linear, Rows<T>{block, linear.in, nullptr, count}, nullptr, finish);
+      return share_product(team, linear, Rows<T>{block, linear.in, nullptr, count}, nullptr, [] {},
+                           finish);
     team.share(count, [&](int row) {
       const int64_t offset = int64_t{row} * linear.in;
       scales[row] = quantize_row(block + offset, linear.in, bytes + offset);
     });
-    share_product(team, linear, Rows<Int8>{bytes, linear.in, scales, count}, nullptr, finish);
+    share_product(team, linear, Rows<Int8>{bytes, linear.in, scales, count}, nullptr, [] {}, finish);
   });
 }
 

@@ -329,14 +329,15 @@ void multiply(const Linear& linear, const Rows<T>& input, const Runs& runs, int 
   }
 }
 
-// The product of at most ROW_BLOCK rows, by all threads of the team. `target` may be null.
-template <class T, class Done>
+// The product of at most ROW_BLOCK rows, by all threads of the team, each of which calls prepare() before
+// it reads them. `target` may be null.
+template <class T, class Prepare, class Done>
 void share_product(Team& team, const Linear& linear, const Rows<T>& input, const Target* target,
-                   Done&& done) {
+                   Prepare&& prepare, Done&& done) {
   Finishing<T, std::decay_t<Done>> finishing(linear, input, target, done);
   const Runs runs(linear, team.threads());
   team.share_ahead(
-      runs.count(),
+      runs.count(), prepare,
       [&](int item, int next) { multiply(linear, input, runs, item, next, finishing); },
       [&] { finishing.rest(); });
 }
