@@ -207,6 +207,7 @@ inline Plan* make_plan(const Step& step, const Layer& layer) {
   std::vector<Query> few;
   for (int s = 0; s < step.sequences; ++s) {
     const int first = step.query_start[s], count = step.query_start[s + 1] - first;
+    if (count == 0) continue;
     const Query query{s, first, count, step.context[s] - count};
     if (layer.window == 0 && count * group <= FEW_QUERY_ROWS && query.position >= CHUNK)
       few.push_back(query);

@@ -67,7 +67,7 @@ class _Room:
 
     def __init__(self, tokens: int, rows: int, widths: _Widths, dtype: torch.dtype) -> None:
         """`rows` is a block's."""
-        self.tokens = tokens
+        self.tokens, self.rows = tokens, rows
         self.normed = _spread(tokens, widths.hidden, dtype)
         self._scales = torch.empty(rows)
         self._matrices = (
@@ -167,7 +167,7 @@ class CpuDecoder:
         self, tokens: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
     ) -> torch.Tensor:
         schedule, count = self._backend.prepare(metadata, self._specs), len(tokens)
-        if count > self._room.tokens:
+        if count > self._room.tokens or FEW * torch.get_num_threads() > self._room.rows:
             self._room = self._allocate(count)
         plans = (ctypes.c_void_p * len(self._specs))(*map(schedule.plan, self._specs))
         work = _Pass(

@@ -21,7 +21,7 @@ static void attend(const Step& step, const Layer& layer, const Tensors& tensors,
   const AtWork now;
   const int runs = ceil_div(step.tokens, WRITE_RUN) * layer.kv_heads;
   const auto write = [&](int i) { write_run<T>(step, layer, tensors, i); };
-  // A few tokens are sooner written by one thread than all threads have met at a barrier.
+  // A few tokens are sooner written by one thread than shared out.
   const bool alone = plan.threads == 1 || step.tokens <= WRITE_RUN;
   for (int i = 0; alone && i < runs; ++i) write(i);
   Team team(plan.threads);

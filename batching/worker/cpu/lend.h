@@ -25,58 +25,50 @@ class Peer {
   // The thread itself calls this first,
   void introduce() {
     id_ = static_cast<pid_t>(syscall(SYS_gettid));
-    known_ = pthread_getcpuclockid(pthread_self(), &clock_) == 0;
+    known_ = pthread_getcpuclockid(pthread_self(), &clock_) == 0 &&
+             sched_getaffinity(id_, sizeof allowed_, &allowed_) == 0;
   }
 
   // and this where it begins work that others may wait for.
   void begin() { core_.store(sched_getcpu(), std::memory_order_relaxed); }
 
-  // Whether it has no core now: the time that it has computed does not grow.
+  // Whether it has no core now, because the time that it has computed does not grow.
   bool stands_still() const {
     timespec before, after;
     return known_ && clock_gettime(clock_, &before) == 0 && clock_gettime(clock_, &after) == 0 &&
            before.tv_nsec == after.tv_nsec && before.tv_sec == after.tv_sec;
   }
 
-  // Exchanges cores with the calling thread. Where the two may run later stays as it was.
-  void exchange_cores() {
+  // Whether it has exchanged cores with `self`, the calling thread, which may be back only when it gets
+  // its turn on the other core. Later both may run where they might when they were introduced.
+  bool exchange_cores(const Peer& self) {
     const int here = sched_getcpu(), there = core_.exchange(-1, std::memory_order_relaxed);
-    if (there < 0) return;  // somebody else is doing it
-    Allowed theirs(id_), mine(0);
-    if (here != there && theirs.has(here) && mine.has(there)) {
-      theirs.move(here);
-      mine.move(there);
+    if (there < 0) return false;  // somebody else is doing it
+    if (here == there || !self.known_ || !may_run(here) || !self.may_run(there) || !move(here)) {
+      core_.store(there, std::memory_order_relaxed);
+      return false;
     }
+    self.move(there);
     core_.store(here, std::memory_order_relaxed);
+    return true;
   }
 
  private:
-  // The cores that a thread may run on.
-  class Allowed {
-   public:
-    explicit Allowed(pid_t thread)
-        : thread_(thread), known_(sched_getaffinity(thread, sizeof cores_, &cores_) == 0) {}
+  bool may_run(int core) const {
+    return core >= 0 && core < CPU_SETSIZE && CPU_ISSET(core, &allowed_);
+  }
 
-    bool has(int core) const {
-      return known_ && core >= 0 && core < CPU_SETSIZE && CPU_ISSET(core, &cores_);
-    }
-
-    void move(int core) const {
-      cpu_set_t only;
-      CPU_ZERO(&only);
-      CPU_SET(core, &only);
-      if (sched_setaffinity(thread_, sizeof only, &only) == 0)
-        sched_setaffinity(thread_, sizeof cores_, &cores_);
-    }
-
-   private:
-    const pid_t thread_;
-    cpu_set_t cores_;
-    const bool known_;
-  };
+  bool move(int core) const {
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(core, &only);
+    return sched_setaffinity(id_, sizeof only, &only) == 0 &&
+           sched_setaffinity(id_, sizeof allowed_, &allowed_) == 0;
+  }
 
   pid_t id_ = 0;
   clockid_t clock_{};
+  cpu_set_t allowed_;
   bool known_ = false;
   std::atomic<int> core_{-1};
 };
@@ -87,8 +79,8 @@ class Peer {
  public:
   void introduce() {}
   void begin() {}
-  bool stands_still() const { return true; }
-  void exchange_cores() {}
+  bool stands_still() const { return false; }
+  bool exchange_cores(const Peer&) { return false; }
 };
 
 #endif

@@ -30,7 +30,11 @@ class Team {
   // Returns when all of it is done.
   template <class Work>
   void share(int count, Work&& work) {
-    share_ahead(count, [] {}, [&](int i, int) { work(i); }, [] {});
+    run_phase(count, [] {}, [&](int first, auto&& claim) {
+      int done = 0;
+      for (int i = first; i < count; i = claim(), ++done) work(i);
+      return done;
+    }, [] {});
   }
 
   // The same for work(i, next) that prefetches what this thread does next (`count` or more: none). A
@@ -38,26 +42,14 @@ class Team {
   // memory that it reads in use for something else.
   template <class First, class Work, class Last>
   void share_ahead(int count, First&& first, Work&& work, Last&& last) {
-    if (count <= 0) return;
-    Seat& seat = seats_[omp_get_thread_num()];
-    const uint32_t phase = seat.phase++;
-    if (phase == 0) seat.peer.introduce();
-    int done = 0;
-    for (int i = claim(phase, count), next; i < count; i = next, ++done) {
-      if (done == 0) {
-        seat.peer.begin();
-        seat.busy.store(true, std::memory_order_release);
-        first();
+    run_phase(count, first, [&](int i, auto&& claim) {
+      int done = 0;
+      for (int next; i < count; i = next, ++done) {
+        next = claim();
+        work(i, next);
       }
-      next = claim(phase, count);
-      work(i, next);
-    }
-    if (done > 0) {
-      last();
-      seat.busy.store(false, std::memory_order_relaxed);
-      finish(phase, done, count);
-    }
-    wait(phase);
+      return done;
+    }, last);
   }
 
  private:
@@ -66,6 +58,25 @@ class Team {
     std::atomic<bool> busy{false};
     Peer peer;
   };
+
+  // work(i, claim) does item i and all that claim() gives it, and returns how many these were.
+  template <class First, class Work, class Last>
+  void run_phase(int count, First&& first, Work&& work, Last&& last) {
+    if (count <= 0) return;
+    Seat& seat = seats_[omp_get_thread_num()];
+    const uint32_t phase = seat.phase++;
+    if (phase == 0) seat.peer.introduce();
+    if (const int item = claim(phase, count); item < count) {
+      seat.peer.begin();
+      seat.busy.store(true, std::memory_order_release);
+      first();
+      const int done = work(item, [&] { return claim(phase, count); });
+      last();
+      seat.busy.store(false, std::memory_order_relaxed);
+      finish(phase, done, count);
+    }
+    wait(phase, seat);
+  }
 
   int claim(uint32_t phase, int count) {
     uint64_t now = next_.load(std::memory_order_relaxed);
@@ -84,28 +95,37 @@ class Team {
     phase_.notify_all();
   }
 
-  // Some tens of microseconds: the others are about to finish, or one has lost its core.
-  static constexpr int SPINS = 2000;
+  // The others are about to finish: spin, some ten microseconds at a time, and see whether one has lost
+  // its core. Who spins for long takes cores, or a container's quota of them, from those that compute.
+  static constexpr int SPINS = 2000, ROUNDS = 32;
 
-  void wait(uint32_t phase) {
-    for (;;) {
+  void wait(uint32_t phase, Seat& seat) {
+    for (int round = 0; round < ROUNDS; ++round) {
       for (int i = 0; i < SPINS; ++i) {
         if (phase_.load(std::memory_order_acquire) != phase) return;
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
+        pause();
       }
-      if (lend()) phase_.wait(phase, std::memory_order_acquire);
+      if (lend(seat)) break;
     }
+    phase_.wait(phase, std::memory_order_acquire);
   }
 
-  // Whether some thread that has work had no core. It has this one once the caller sleeps.
-  bool lend() {
-    for (int t = 0; t < threads_; ++t)
-      if (seats_[t].busy.load(std::memory_order_acquire) && seats_[t].peer.stands_still()) {
-        seats_[t].peer.exchange_cores();
+  static void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");
+#endif
+  }
+
+  // Whether some thread that has work had no core, and has this one once the caller sleeps.
+  bool lend(Seat& own) {
+    for (int t = 0; t < threads_; ++t) {
+      Seat& seat = seats_[t];
+      if (seat.busy.load(std::memory_order_acquire) && seat.peer.stands_still() &&
+          seat.peer.exchange_cores(own.peer))
         return true;
-      }
+    }
     return false;
   }
 
