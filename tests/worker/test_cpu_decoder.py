@@ -133,7 +133,8 @@ def test_the_largest_is_the_logits_first_largest(how: dict[str, str], tmp_path: 
         hidden = rows.to(model._dtype)
         logits = model.logits(hidden)
         assert torch.equal(model.largest(hidden), logits.argmax(dim=-1))
-    assert not model.largest(torch.zeros(5, WIDTH, dtype=model._dtype)).any()  # all are equal
+    for _ in range(200):  # all are equal, whichever thread comes first
+        assert not model.largest(torch.zeros(5, WIDTH, dtype=model._dtype)).any()
 
 
 def test_int8_weights_stay_near_the_model(tmp_path: Path) -> None:

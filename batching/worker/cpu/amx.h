@@ -45,6 +45,7 @@ inline thread_local uint32_t emulated[TILES][TILE_HEIGHT][TILE_BYTES / 4];
 inline bool request_tiles() { return true; }
 inline void shape_tiles(const TileShapes& shapes) { emulated_shapes = shapes; }
 inline void release_tiles() {}
+inline void fetch_lines(const char*, int) {}
 
 template <int TILE>
 void zero_tile() {
@@ -91,6 +92,21 @@ SLIPSTREAM_INLINE void shape_tiles(const TileShapes& shapes) {
 
 SLIPSTREAM_INLINE void release_tiles() { asm volatile("tilerelease"); }
 
+// Asks for `count` lines of 64 bytes to come into the second-level cache, at a pace: all at once would take
+// every buffer that tiles are loaded through.
+SLIPSTREAM_INLINE void fetch_lines(const char* from, int count) {
+  asm volatile(
+      ".balign 16\n"
+      "0: prefetcht1 (%0)\n"
+      "add $64, %0\n"
+      "nop\n nop\n nop\n"
+      "dec %1\n"
+      "jnz 0b"
+      : "+r"(from), "+r"(count)
+      :
+      : "cc");
+}
+
 template <int TILE>
 SLIPSTREAM_INLINE void zero_tile() {
   asm volatile("tilezero %%tmm%c0" ::"i"(TILE));
@@ -120,14 +136,20 @@ SLIPSTREAM_INLINE void multiply_tiles() {
 
 #endif
 
+// So many rows, up to whole tiles: other heights are other shapes.
+inline int whole_tiles(int rows) {
+  return (rows + TILE_HEIGHT - 1) / TILE_HEIGHT * TILE_HEIGHT;
+}
+
 // This thread's tiles, as every kernel here uses them: 0-3 sums, 4-5 left operand, 6-7 right operand.
 // Shaping costs as much as several products, so the shapes stay until others are wanted, or until
 // the thread lets go: other libraries in the process use the tiles too.
 class ThreadTiles {
  public:
   // For up to 32 rows: of more than sixteen, tiles 0, 1 and 4 have the first sixteen and 2, 3 and 5
-  // the others; fewer are in each of them.
+  // the others; fewer are in each of them. Sixteen and 32 are one shape.
   void fit(int rows) {
+    if (rows == TILE_HEIGHT) rows = 2 * TILE_HEIGHT;
     if (rows == rows_) return;
     const int lower = rows > TILE_HEIGHT ? rows - TILE_HEIGHT : rows;
     TileShapes shapes;

@@ -225,7 +225,7 @@ inline Plan* make_plan(const Step& step, const Layer& layer) {
   plan->threads = total * layer.head_dim < worth_a_team ? 1 : step.threads;
   const int64_t share = plan->threads == 1 ? total : total / (4 * plan->threads);
   for (size_t t = 0; t < plan->tiles.size(); ++t) add_items(layer, t, share, *plan);
-  if (plan->threads > 1)  // longest first, so that no thread starts a long item last
+  if (plan->threads > 1)  // longest first: what is taken last, from the backs of runs, is shorter
     std::stable_sort(plan->items.begin(), plan->items.end(),
                      [](const Item& a, const Item& b) { return a.cost > b.cost; });
   plan->finished = std::make_unique<std::atomic<int32_t>[]>(plan->tiles.size() * layer.kv_heads);

@@ -10,6 +10,7 @@
 namespace slipstream {
 
 constexpr int MAX_HEAD_DIM = 512;
+constexpr int ROW_UNIT = 16;  // rows of a tile: see Rows::readable
 constexpr int FEW = 32;  // rows that are sooner normed by every thread than shared out
 
 struct DecoderLayer {
@@ -31,8 +32,9 @@ struct Decoder {
   int32_t rotary;  // leading dimensions of a head that rotate
 };
 
-// Rows of activations, `stride` elements apart. Strides are odd multiples of a cache line, so that
-// what lies below each other does not compete for the same sets of a cache.
+// Rows of activations, `stride` elements apart: a multiple of ROW_UNIT, so that whole tiles may be read.
+// Strides are odd multiples of a cache line, so that what lies below each other does not compete for the
+// same sets of a cache.
 struct Matrix {
   void* data;
   int64_t stride;
@@ -88,8 +90,9 @@ class DecoderPass {
     for (int i = 0; i < decoder_.count; ++i) {
       attend(decoder_.layers[i], *pass_.plans[i]);
       for_each_block([&](Block block) {
-        leave(decoder_.layers[i], block);
-        if (i + 1 < decoder_.count) enter(decoder_.layers[i + 1], block);
+        const DecoderLayer* next = i + 1 < decoder_.count ? &decoder_.layers[i + 1] : nullptr;
+        leave(decoder_.layers[i], block, next ? &next->qkv : nullptr);
+        if (next) enter(*next, block);
       });
     }
     team_.share(step_.tokens, [&](int token) {
@@ -139,7 +142,8 @@ class DecoderPass {
 
   // Up to queries, keys and values.
   void enter(const DecoderLayer& layer, Block block) {
-    normed_product(layer.input_norm, layer.qkv, block,
+    const bool last = block.first + block.count == step_.tokens;
+    normed_product(layer.input_norm, layer.qkv, last ? &layer.output : nullptr, block,
                    Target::of(qkv(block.first), pass_.qkv.stride, PANEL * sizeof(T)),
                    [&](int row, int panel, Vec low, Vec high) {
                      T* target = qkv(block.first + row) + panel * PANEL;
@@ -163,24 +167,24 @@ class DecoderPass {
   }
 
   // From what was attended to the end of the layer.
-  void leave(const DecoderLayer& layer, Block block) {
+  void leave(const DecoderLayer& layer, Block block, const Linear* following) {
     quantize_rows(pass_.attended, block.first, block.count, layer.output.in);
-    add_product(layer.output, pass_.attended, block.first, block);
+    add_product(layer.output, &layer.gate_up, pass_.attended, block.first, block);
     // Gate and up columns alternate by vector, so that one panel holds both operands of the product.
-    normed_product(layer.post_norm, layer.gate_up, block,
+    normed_product(layer.post_norm, layer.gate_up, &layer.down, block,
                    Target::of(activated(0), pass_.activated.stride, LANES * sizeof(T)),
                    [&](int row, int panel, Vec gate, Vec up) {
                      store_as(activated(row) + panel * LANES, silu(gate) * up);
                    });
     quantize_rows(pass_.activated, 0, block.count, layer.down.in);
-    add_product(layer.down, pass_.activated, 0, block);
+    add_product(layer.down, following, pass_.activated, 0, block);
   }
 
   // Of a block's norms. A few rows are normed by each thread for itself, so that none waits, or reads what
   // another core has just written.
   template <class Done>
-  void normed_product(const float* weight, const Linear& linear, Block block, const Target& target,
-                      Done&& done) {
+  void normed_product(const float* weight, const Linear& linear, const Linear* following, Block block,
+                      const Target& target, Done&& done) {
     const bool few = block.count <= FEW;
     const int begin = few ? thread_ * FEW : 0;  // in the matrices of blocks
     const auto norm_row = [&](int i) {
@@ -192,7 +196,7 @@ class DecoderPass {
     const auto prepare = [&] {
       for (int i = 0; few && i < block.count; ++i) norm_row(i);
     };
-    product(linear, pass_.normed, begin, begin, block, target, prepare, done);
+    product(linear, following, pass_.normed, begin, begin, block, target, prepare, done);
   }
 
   // The heads of one run of tokens (as `write_run` counts runs) that share a KV head, and that head.
@@ -231,8 +235,9 @@ class DecoderPass {
   }
 
   // Adds the product of a block to the residual stream.
-  void add_product(const Linear& linear, const Matrix& input, int first, Block block) {
-    product(linear, input, first, 0, block,
+  void add_product(const Linear& linear, const Linear* following, const Matrix& input, int first,
+                   Block block) {
+    product(linear, following, input, first, 0, block,
             Target::of(residual(block.first), pass_.residual.stride, PANEL * sizeof(float)), [] {},
             [&](int row, int panel, Vec low, Vec high) {
               float* target = residual(block.first + row) + panel * PANEL;
@@ -243,15 +248,16 @@ class DecoderPass {
 
   // Of a block of rows of `input` from `first` on, or of their bytes, which begin at row `quantized`.
   template <class Prepare, class Done>
-  void product(const Linear& linear, const Matrix& input, int first, int quantized, Block block,
-               const Target& target, Prepare&& prepare, Done&& done) {
+  void product(const Linear& linear, const Linear* following, const Matrix& input, int first,
+               int quantized, Block block, const Target& target, Prepare&& prepare, Done&& done) {
+    const int readable = ceil_div(block.count, ROW_UNIT) * ROW_UNIT;
     if constexpr (QUANTIZED) {
       const Rows<Int8> rows{pass_.bytes.row<Int8>(quantized), pass_.bytes.stride,
-                            pass_.scales + quantized, block.count};
-      share_product(team_, linear, rows, &target, prepare, done);
+                            pass_.scales + quantized, block.count, readable};
+      share_product(team_, linear, rows, &target, following, prepare, done);
     } else {
-      const Rows<T> rows{input.row<T>(first), input.stride, nullptr, block.count};
-      share_product(team_, linear, rows, &target, prepare, done);
+      const Rows<T> rows{input.row<T>(first), input.stride, nullptr, block.count, readable};
+      share_product(team_, linear, rows, &target, following, prepare, done);
     }
   }
 

@@ -54,13 +54,14 @@ static void project(Team& team, const Linear& linear, const T* input, int rows, 
       done(first + row, panel, low, high);
     };
     if (!linear.scales)
-      return share_product(team, linear, Rows<T>{block, linear.in, nullptr, count}, nullptr, [] {},
-                           finish);
+      return share_product(team, linear, Rows<T>{block, linear.in, nullptr, count, count}, nullptr, nullptr,
+                           [] {}, finish);
     team.share(count, [&](int row) {
       const int64_t offset = int64_t{row} * linear.in;
       scales[row] = quantize_row(block + offset, linear.in, bytes + offset);
     });
-    share_product(team, linear, Rows<Int8>{bytes, linear.in, scales, count}, nullptr, [] {}, finish);
+    share_product(team, linear, Rows<Int8>{bytes, linear.in, scales, count, count}, nullptr, nullptr, [] {},
+                  finish);
   });
 }
 
@@ -94,15 +95,16 @@ static void project_all(const Linear& linear, const T* input, int rows, float* o
   });
 }
 
-// The largest column so far, in each lane; of equals the first.
+// The largest column so far, in each lane; of equals the first, in whatever order they come.
 struct Largest {
   Vec value = splat(NEG_INF);
   Int column{};
 
   SLIPSTREAM_INLINE void consider(Vec x, int first) {
-    const Int above = x > value;
-    value = above ? x : value;
-    column = above ? first + lane_index() : column;
+    const Int here = first + lane_index();
+    const Int better = (x > value) | ((x == value) & (here < column));
+    value = better ? x : value;
+    column = better ? here : column;
   }
 };
 
@@ -142,18 +144,21 @@ static float small_integer(int i) { return static_cast<float>(i * 7 % 15 - 7); }
 static void assign(BFloat16& target, float x) { target.bits = std::bit_cast<uint32_t>(x) >> 16; }
 static void assign(Int8& target, float x) { target.bits = static_cast<int>(x) & 127; }
 
-// Whether tiles and vectors agree on small integers, whose sums are exact in any order.
+// Whether tiles and vectors agree on small integers, whose sums are exact in any order. What is behind the
+// rows changes nothing.
 template <class T>
 static bool tiles_agree() {
-  constexpr int ROWS = MANY_GROUPS * GROUP - TILE_HEIGHT + 1, IN = 2 * DEPTH * PER_UNIT<T>;
-  std::vector<T> input(ROWS * IN), weights(PANEL * IN);
-  for (size_t i = 0; i < input.size(); ++i) assign(input[i], small_integer(i % 11));
+  constexpr int ROWS = 2 * GROUP - TILE_HEIGHT + 1, READABLE = 2 * GROUP;
+  constexpr int IN = 2 * DEPTH * PER_UNIT<T>;
+  std::vector<T> input(READABLE * IN), weights(PANEL * IN);
+  std::memset(input.data(), 0xff, input.size() * sizeof(T));  // not numbers
+  for (int i = 0; i < ROWS * IN; ++i) assign(input[i], small_integer(i % 11));
   for (size_t i = 0; i < weights.size(); ++i) assign(weights[i], small_integer(i % 13));
   const std::vector<float> scales(ROWS + PANEL, 1.0f);
   const std::vector<int32_t> offsets(PANEL, 0);
   const Linear linear{reinterpret_cast<Unit*>(weights.data()), nullptr, scales.data(),
                       offsets.data(), IN, PANEL};
-  const Rows<T> rows{input.data(), IN, scales.data(), ROWS};
+  const Rows<T> rows{input.data(), IN, scales.data(), ROWS, READABLE};
   std::vector<float> sums(2 * ROWS * PANEL);
   const auto keep = [&](float* target) {
     return [=](int row, int, Vec low, Vec high) {

@@ -37,13 +37,13 @@ struct Linear {
 };
 
 // The left operand: `data` [rows, in], `stride` elements from row to row, and for int8 each row's
-// scale.
+// scale. Of `readable` rows, whatever is in the further ones, there may be more than `count`.
 template <class T>
 struct Rows {
   const T* data;
   int64_t stride;
   const float* scales;
-  int count;
+  int count, readable;
 
   const Unit* row(int i) const { return reinterpret_cast<const Unit*>(data + i * stride); }
 };
@@ -117,54 +117,52 @@ struct Target {
   }
 };
 
-// What becomes of sums: done(row, panel, low, high) for every row of a product, once. Those of tiles
-// wait here for the next group of rows, between whose steps they are finished, row by row: tiles and
-// vectors are computed at the same time. rest() ends what is left.
+// What becomes of sums: done(row, panel, low, high) for every row of a product, once. Those of a panel on
+// tiles wait here for the next one, between whose steps they are finished, row by row: tiles and vectors
+// are computed at the same time. rest() ends what is left.
 template <class T, class Done>
 class Finishing {
  public:
+  typedef typename Accumulate<T>::Sum RowSums[PANEL_VECS];
+
   Finishing(const Linear& linear, const Rows<T>& input, const Target* target, Done done)
       : linear_(linear), input_(input), target_(target), done_(done) {}
 
-  // Where to store the sums of so many rows of a panel, and, `paired`, of the next panel TILE_HEIGHT rows
-  // below; what was taken before is finished.
-  void* take(int first, int rows, int panel, bool paired = false) {
+  // Where the sums of the next panel's rows grow.
+  RowSums* growing() { return sums_[growing_]; }
+
+  // They are the sums of this panel; what was taken before is finished.
+  void take(int panel) {
     rest();
-    first_ = first, rows_ = rows, panel_ = panel, finished_ = 0;
-    count_ = paired ? 2 * rows : rows;
-    for (int i = 0; i < std::min(AHEAD, count_); ++i) fetch(i);
-    return sums_;
+    growing_ = 1 - growing_;
+    panel_ = panel, finished_ = 0, rows_ = input_.count;
+    for (int i = 0; i < std::min(AHEAD, rows_); ++i) fetch(i);
   }
 
   SLIPSTREAM_INLINE void step(int rows) {
-    for (const int stop = std::min(finished_ + rows, count_); finished_ < stop; ++finished_) {
-      if (finished_ + AHEAD < count_) fetch(finished_ + AHEAD);
-      const bool second = finished_ >= rows_;
-      const int row = second ? finished_ - rows_ : finished_;
-      finish_row(linear_, input_, first_ + row, panel_ + second,
-                 sums_[second ? row + TILE_HEIGHT : row], done_);
+    for (const int stop = std::min(finished_ + rows, rows_); finished_ < stop; ++finished_) {
+      if (finished_ + AHEAD < rows_) fetch(finished_ + AHEAD);
+      finish_row(linear_, input_, finished_, panel_, sums_[1 - growing_][finished_], done_);
     }
   }
 
-  void rest() { step(count_); }
+  void rest() { step(rows_); }
 
   const Done& done() const { return done_; }
 
  private:
   static constexpr int AHEAD = 8;  // rows: as long as it takes to come from beyond the cache
 
-  SLIPSTREAM_INLINE void fetch(int i) const {
-    const bool second = i >= rows_;
-    if (target_) target_->fetch(first_ + (second ? i - rows_ : i), panel_ + second);
+  SLIPSTREAM_INLINE void fetch(int row) const {
+    if (target_) target_->fetch(row, panel_);
   }
 
   const Linear& linear_;
   const Rows<T> input_;
   const Target* target_;
   const Done done_;
-  int first_ = 0, rows_ = 0, panel_ = 0, finished_ = 0;
-  int count_ = 0;  // of rows of sums
-  typename Accumulate<T>::Sum sums_[GROUP][PANEL_VECS];
+  int panel_ = 0, finished_ = 0, rows_ = 0, growing_ = 0;
+  RowSums sums_[2][ROW_BLOCK];
 };
 
 // ROWS rows from `row` on times one panel, in vector registers.
@@ -194,93 +192,78 @@ SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input,
 }
 
 #if SLIPSTREAM_AMX
-// Reads ahead into the second-level cache, a little with each step of a product.
-struct ReadAhead {
-  const char* from;
-  int lines;  // per step
+// Fetches weights into the second-level cache, AHEAD bytes before they are multiplied, a few lines with
+// each step of a product: reading from memory and computing go on at the same time.
+class ReadAhead {
+ public:
+  static constexpr int64_t AHEAD = 16 << 10;
+  static constexpr int AGAIN = 8;  // lines that the next step asks for again
+
+  // From a panel of `bytes` on into what is multiplied then (null: nothing), in so many steps.
+  ReadAhead(const Unit* panel, int64_t bytes, const Unit* then, int steps)
+      : from_(reinterpret_cast<const char*>(panel) + std::min(AHEAD, bytes)),
+        end_(reinterpret_cast<const char*>(panel) + bytes),
+        then_(reinterpret_cast<const char*>(then)),
+        lines_(static_cast<int>((bytes / 64 + steps - 1) / steps)) {}
 
   SLIPSTREAM_INLINE void operator()() {
-    for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from, 0, 2);
+    if (from_ >= end_) {
+      if (!then_) return;
+      from_ = then_, end_ = then_ + AHEAD, then_ = nullptr;
+    }
+    fetch_lines(from_, lines_ + AGAIN);
+    from_ += 64 * lines_;
   }
+
+ private:
+  const char *from_, *end_, *then_;
+  const int lines_;
 };
 
-// Of a panel, so many units stay in the first-level cache while rows pass by it. Where rows are many,
-// a panel is multiplied in parts of that depth; with few, time goes into reading it from memory.
-constexpr int DEPTH = 288, MANY_GROUPS = 6;
-
-// Sums of a block of rows that wait for the rest of the panel.
-typedef float WaitingSums[ROW_BLOCK][PANEL];
+// Of a panel, so many units stay in the first-level cache while rows pass by it, if these are more than a
+// group.
+constexpr int DEPTH = 128;
 
 // All rows times one panel, on tiles. In every product of a type all rows take this way, or none: its
-// sums round differently from the vectors'.
+// sums round differently from the vectors'. `then` is the panel that this thread multiplies after it.
 template <class T, class Done>
-void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const Unit* next,
+void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const Unit* then,
                   Finishing<T, Done>& finishing) {
-  constexpr int STEP_LINES = TILE_HEIGHT * PANEL * sizeof(Unit) / 64;
   constexpr int64_t SUMS_ROW = PANEL * sizeof(float);
   constexpr TileStrides strides{2 * TILE_UNITS, TILE_UNITS};
-  alignas(64) static thread_local WaitingSums waiting;
   const int count = input.count, groups = (count + GROUP - 1) / GROUP;
-  const int units = linear.in / PER_UNIT<T>;
-  const int64_t row_bytes = input.stride * sizeof(T);
-  const Unit* weights = linear.weights + panel * panel_units<T>(linear);
-  // The hardware reads ahead well enough while every step reads weights.
-  const bool help = next && groups > 1;
-  const int lines = help ? (STEP_LINES + groups - 1) / groups : 0;
-  ReadAhead ahead{reinterpret_cast<const char*>(next), lines};
-  const bool many = groups >= MANY_GROUPS;
-  const int parts = many ? (units + DEPTH - 1) / DEPTH : 1;
+  const int units = linear.in / PER_UNIT<T>, steps = units / TILE_HEIGHT * groups;
+  const int64_t row_bytes = input.stride * sizeof(T), width = panel_units<T>(linear);
+  const Unit* weights = linear.weights + panel * width;
+  ReadAhead ahead(weights, width * sizeof(Unit), then, steps);
+  const int parts = groups > 1 ? (units + DEPTH - 1) / DEPTH : 1;
   const int depth = (units / TILE_HEIGHT + parts - 1) / parts * TILE_HEIGHT;
-  const int pace = (GROUP * TILE_HEIGHT + depth - 1) / depth;  // rows finished in a step
+  const int pace = (count + steps - 1) / steps;  // rows finished in a step
+  auto* sums = finishing.growing();
   for (int begin = 0; begin < units; begin += depth) {
     const int end = std::min(begin + depth, units);
     for (int from = 0; from < count; from += GROUP) {
-      const int height = std::min(GROUP, count - from);
+      const int height = std::min(GROUP, count - from), whole = whole_tiles(height);
       const bool lower = height > TILE_HEIGHT;
       const auto between = [&] {
         ahead();
         finishing.step(pace);
       };
       const Unit *rows = input.row(from) + begin, *columns = weights + begin * PANEL;
-      thread_tiles.fit(height);
+      thread_tiles.fit(groups > 1 && from + whole <= input.readable ? whole : height);
       if (begin == 0)
         zero_sums();
       else
-        load_sums(waiting[from], SUMS_ROW, lower);
-      if (many || units <= DEPTH)
+        load_sums(sums[from], SUMS_ROW, lower);
+      if (groups > 1)
         multiply_units<T, Reuse::LATER>(rows, row_bytes, lower, columns, strides, end - begin,
                                         between);
       else
         multiply_units<T>(rows, row_bytes, lower, columns, strides, end - begin, between);
-      void* sums = end < units ? waiting[from] : finishing.take(from, height, panel);
-      store_sums(sums, SUMS_ROW, lower);
+      store_sums(sums[from], SUMS_ROW, lower);
     }
   }
-}
-
-// Up to sixteen rows times two panels: memory gives more when two streams are read at a time.
-template <class T, class Done>
-void multiply_pair(const Linear& linear, const Rows<T>& input, int panel,
-                   Finishing<T, Done>& finishing) {
-  const int units = linear.in / PER_UNIT<T>;
-  const int64_t row_bytes = input.stride * sizeof(T), width = panel_units<T>(linear);
-  const Unit *rows = input.row(0), *columns = linear.weights + panel * width;
-  const int pace = (GROUP * TILE_HEIGHT + units - 1) / units;  // rows finished in a step
-  thread_tiles.fit(input.count);
-  zero_sums();
-  for (int u = 0; u < units; u += TILE_HEIGHT, columns += 2 * TILE_UNITS) {
-    finishing.step(pace);
-    load_tile<6>(columns, TILE_BYTES);
-    load_tile<4>(rows + u, row_bytes);
-    multiply_tiles<T, 0, 4, 6>();
-    load_tile<7>(columns + width, TILE_BYTES);
-    multiply_tiles<T, 2, 4, 7>();
-    load_tile<6>(columns + TILE_UNITS, TILE_BYTES);
-    multiply_tiles<T, 1, 4, 6>();
-    load_tile<7>(columns + width + TILE_UNITS, TILE_BYTES);
-    multiply_tiles<T, 3, 4, 7>();
-  }
-  store_sums(finishing.take(0, input.count, panel, true), PANEL * sizeof(float), true);
+  finishing.take(panel);
 }
 
 template <class T>
@@ -289,57 +272,40 @@ bool fits_tiles(const Linear& linear) {
 }
 #endif
 
-// Items of a product: runs of panels. Where threads have many, a run has two, so that half a cache line
-// of results is not written by one thread and half by another, and few rows read two panels at a time.
-struct Runs {
-  int panels, length;
-
-  Runs(const Linear& linear, int threads)
-      : panels(linear.columns / PANEL), length(panels < 16 * threads ? 1 : 2) {}
-  int count() const { return (panels + length - 1) / length; }
-};
-
-// One item. `next` is the item that this thread will do then, if there is one.
+// One panel. `then` is the one that this thread multiplies after it, or null.
 template <class T, class Done>
-void multiply(const Linear& linear, const Rows<T>& input, const Runs& runs, int item, int next,
+void multiply(const Linear& linear, const Rows<T>& input, int panel, const Unit* then,
               Finishing<T, Done>& finishing) {
-  const int begin = item * runs.length, end = std::min(begin + runs.length, runs.panels);
-  const int count = input.count;
-  for (int panel = begin; panel < end; ++panel) {
 #if SLIPSTREAM_AMX
-    if (fits_tiles<T>(linear)) {
-      if (count <= TILE_HEIGHT && panel + 1 < end) {
-        multiply_pair(linear, input, panel++, finishing);
-        continue;
-      }
-      const bool more = panel + 1 < end || next < runs.count();
-      const int64_t then = panel + 1 < end ? panel + 1 : next * runs.length;
-      const Unit* ahead = linear.weights + then * panel_units<T>(linear);
-      multiply_amx(linear, input, panel, more ? ahead : nullptr, finishing);
-      continue;
-    }
+  if (fits_tiles<T>(linear)) return multiply_amx(linear, input, panel, then, finishing);
 #endif
-    const int tiles = (count + ROW_TILE - 1) / ROW_TILE;
-    for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
-      const int from = count * t / tiles, to = count * (t + 1) / tiles;
-      with_constant<ROW_TILE>(to - from, [&](auto tall) {
-        multiply_tile<T, tall.value>(linear, input, from, panel, finishing.done());
-      });
-    }
+  const int count = input.count, tiles = (count + ROW_TILE - 1) / ROW_TILE;
+  for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
+    const int from = count * t / tiles, to = count * (t + 1) / tiles;
+    with_constant<ROW_TILE>(to - from, [&](auto tall) {
+      multiply_tile<T, tall.value>(linear, input, from, panel, finishing.done());
+    });
   }
 }
 
 // The product of at most ROW_BLOCK rows, by all threads of the team, each of which calls prepare() before
-// it reads them. `target` may be null.
+// it reads them. `target` may be null, and `following`, the product that comes then.
 template <class T, class Prepare, class Done>
 void share_product(Team& team, const Linear& linear, const Rows<T>& input, const Target* target,
-                   Prepare&& prepare, Done&& done) {
+                   const Linear* following, Prepare&& prepare, Done&& done) {
   Finishing<T, std::decay_t<Done>> finishing(linear, input, target, done);
-  const Runs runs(linear, team.threads());
-  team.share_ahead(
-      runs.count(), prepare,
-      [&](int item, int next) { multiply(linear, input, runs, item, next, finishing); },
-      [&] { finishing.rest(); });
+  const auto weights = [](const Linear& of, int panel) {
+    return of.weights + panel * panel_units<T>(of);
+  };
+  const auto work = [&](int panel, int next) {
+    const Unit* then = nullptr;
+    if (next >= 0)
+      then = weights(linear, next);
+    else if (next == Team::END && following)
+      then = weights(*following, team.own_run(following->columns / PANEL));
+    multiply(linear, input, panel, then, finishing);
+  };
+  team.share_runs(linear.columns / PANEL, prepare, work, [&] { finishing.rest(); });
 }
 
 // One row as bytes around 128, and its scale: the largest magnitude becomes 127.
