@@ -97,6 +97,20 @@ def test_scores_far_apart(backend: CpuAttention) -> None:
     check(Case(LayerSpec(2, 1, 64, 40.0), RAGGED), backend, tolerance=1e-3)
 
 
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_a_number_stays_so_in_its_head(
+    backend: CpuAttention, dtype: torch.dtype, block_size: int
+) -> None:
+    case = Case(spec_of(4, 2, 32), [(300, 40)], block_size, dtype)
+    (expected,) = case.run(backend)
+    case.query[0][267, 1] = torch.nan
+    (got,) = case.run(backend)
+    assert got[7, 1].isnan().all()
+    got[7, 1] = expected[7, 1]
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_views(backend: CpuAttention, dtype: torch.dtype) -> None:
     """Query, key and value as views of one merged projection, heads not even adjacent."""

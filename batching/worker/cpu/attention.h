@@ -14,15 +14,16 @@ namespace slipstream {
 // One thread's buffers for one tile; grown to the largest tile seen, then kept.
 template <class T>
 struct Scratch {
-  std::vector<Unit> query, packed_keys;
-  std::vector<float> scores, split_output, output, shrink;
-  std::vector<T> weights;
+  Aligned<Unit> query, packed_keys;
+  Aligned<float> scores, split_output, output, shrink;
+  Aligned<T> weights;
   std::vector<RowState> split_state, state;
 #if SLIPSTREAM_AMX
   AmxScratch amx;
 #endif
 
   void fit(int rows, int units, int columns) {
+    rows += TILE_HEIGHT;  // that tiles may read, and scores be written to, behind the last
     const size_t needed = static_cast<size_t>(rows) * columns;
     if (output.size() >= needed && state.size() >= static_cast<size_t>(rows) &&
         packed_keys.size() >= static_cast<size_t>(units) * CHUNK)

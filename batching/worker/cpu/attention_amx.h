@@ -5,8 +5,6 @@
 // differently from the vectors'.
 #pragma once
 
-#include <vector>
-
 #include "amx.h"
 #include "attention_tiles.h"
 
@@ -19,7 +17,7 @@ constexpr int WIDE = 4 * LANES;        // dimensions of the values of few rows
 // Room for the sums of one pass over a chunk's values, and for a masked copy of its last step.
 struct AmxScratch {
   alignas(64) float sums[STEP * WIDE];
-  std::vector<Unit> tail;
+  Aligned<Unit> tail;
 };
 
 // Where the steps of a chunk lie: sixteen keys, with the other sixteen behind all their units; and the
@@ -31,14 +29,13 @@ struct AmxChunk {
   const Unit* values[CHUNK / STEP];
 };
 
-// Calls f(first, height) for groups of up to two tiles of rows, of nearly equal height: other
-// heights mean other tile shapes.
+// Calls f(first, height) for groups of up to two tiles of rows. More rows than a tile has fill the last one
+// with whatever lies behind them.
 template <class F>
 SLIPSTREAM_INLINE void for_each_group(int rows, F&& f) {
-  const int groups = (rows + STEP - 1) / STEP, height = (rows + groups - 1) / groups;
-  for (int first = 0; first < rows; first += height) {
-    const int count = std::min(height, rows - first);
-    thread_tiles.fit(count);
+  for (int first = 0; first < rows; first += STEP) {
+    const int count = std::min(STEP, rows - first);
+    thread_tiles.fit(rows > TILE_HEIGHT ? whole_tiles(count) : count);
     f(first, count);
   }
 }
@@ -61,7 +58,7 @@ inline void compute_scores_amx(const Unit* query, int rows, int units, const Amx
 
 // Puts a copy in the place of the last step's values, of which only `keys` are written: the rest counts
 // as zero, whatever the page holds.
-inline void mask_values(AmxChunk& chunk, int keys, int columns, std::vector<Unit>& tail) {
+inline void mask_values(AmxChunk& chunk, int keys, int columns, Aligned<Unit>& tail) {
   const Unit*& values = chunk.values[chunk.end / STEP - 1];
   tail.resize(columns / LANES * chunk.value_stride);
   for (int tile = 0; tile < columns / LANES; ++tile) {

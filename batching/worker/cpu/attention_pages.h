@@ -76,20 +76,14 @@ static void prefetch_key(const PageLayout<T>& layout, const Placement& token, co
     __builtin_prefetch(target + u * layout.key_stride(), 1, 3);
 }
 
-// Calls use(i, unit of a value row) for each dimension.
-template <class T, class Use>
-static void for_each_dimension(const PageLayout<T>& layout, int dim, Unit* row, Use&& use) {
-  for (int first = 0; first < dim; first += LANES, row += layout.value_stride())
-    for (int i = first; i < std::min(dim, first + LANES); ++i) use(i, row + (i - first));
-}
-
 // Of a pair of tokens touches only this one: another thread may be writing the other.
 template <class T>
 static void write_value(const PageLayout<T>& layout, const Placement& token, Unit* row, int dim) {
   const int half = token.offset % PER_UNIT<T> * sizeof(T);
-  for_each_dimension(layout, dim, row, [&](int i, Unit* unit) {
-    std::memcpy(reinterpret_cast<char*>(unit) + half, token.value + i * sizeof(T), sizeof(T));
-  });
+  for (int first = 0; first < dim; first += LANES, row += layout.value_stride())
+    for (int i = first; i < std::min(dim, first + LANES); ++i)
+      std::memcpy(reinterpret_cast<char*>(row + i - first) + half, token.value + i * sizeof(T),
+                  sizeof(T));
 }
 
 template <class T>
@@ -97,7 +91,15 @@ static void write_pair(const PageLayout<T>& layout, const Placement& even, const
                        Unit* row, int dim) {
   const auto* low = reinterpret_cast<const uint16_t*>(even.value);
   const auto* high = reinterpret_cast<const uint16_t*>(odd.value);
-  for_each_dimension(layout, dim, row, [&](int i, Unit* u) { *u = low[i] | Unit{high[i]} << 16; });
+  int first = 0;
+  for (; first + LANES <= dim; first += LANES, row += layout.value_stride()) {
+    Half a, b;
+    std::memcpy(&a, low + first, sizeof a);
+    std::memcpy(&b, high + first, sizeof b);
+    const Int pairs = __builtin_convertvector(a, Int) | __builtin_convertvector(b, Int) << 16;
+    std::memcpy(row, &pairs, sizeof pairs);
+  }
+  for (int i = first; i < dim; ++i) row[i - first] = low[i] | Unit{high[i]} << 16;
 }
 
 template <class T>

@@ -22,19 +22,14 @@ struct Chunk {
   const Unit* values[CHUNK];
 };
 
-// From products to the exponents of two whose softmax it is: x * scale, or with a cap
-// cap * tanh(x * scale). Both factors carry log2 e, the inner one of a cap twice.
+// From products to the exponents of two whose softmax it is: x * scale, or with a cap tanh(x * inner) *
+// scale. The scale, which is positive, carries log2 e, the inner one twice.
 struct Scoring {
-  float scale, cap;  // cap 0: none
+  float scale, inner;  // inner 0: no cap
 
   Scoring(float scale, float softcap)
-      : scale(softcap > 0 ? 2 * LOG2_E * scale / softcap : LOG2_E * scale),
-        cap(softcap * LOG2_E) {}
-
-  SLIPSTREAM_INLINE Vec operator()(Vec x) const {
-    x *= scale;
-    return cap > 0 ? cap * hyperbolic_tangent(x) : x;
-  }
+      : scale(LOG2_E * (softcap > 0 ? softcap : scale)),
+        inner(softcap > 0 ? 2 * LOG2_E * scale / softcap : 0.0f) {}
 };
 
 // Online softmax (Milakov and Gimelshein 2018) of one query row, in powers of two.
@@ -105,21 +100,23 @@ float update_row(const Scoring& how, float* scores, int first, int last, const C
   const int to = (chunk.end + STEP - 1) / STEP * STEP;
   Vec top = splat(NEG_INF);
   for (int i = lower; i < last; i += LANES) {
-    Vec x = how(load(scores + i));
-    if (i < first || i + LANES > last) {
+    Vec x = load(scores + i);
+    const bool partly = i < first || i + LANES > last;
+    if (how.inner > 0) x = hyperbolic_tangent(x * how.inner);
+    if (partly) {
       const Int lane = lane_index() + i;
       x = (lane >= first) & (lane < last) ? x : splat(NEG_INF);
     }
-    store(scores + i, x);
+    if (partly || how.inner > 0) store(scores + i, x);
     top = maximum(top, x);
   }
-  const float highest = max_lanes(top);
+  const float highest = max_lanes(top) * how.scale;
   const float max = highest > state.max ? highest : state.max;
   Vec total{};
   int i = from;
   for (; i < lower; i += LANES) store_as(weights + i, Vec{});
   for (; i < last; i += LANES) {
-    const Vec weight = power_of_two(load(scores + i) - max);
+    const Vec weight = power_of_two(multiply_add(load(scores + i), splat(how.scale), splat(-max)));
     total += weight;
     store_as(weights + i, weight);
   }

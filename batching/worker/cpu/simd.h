@@ -10,7 +10,9 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <type_traits>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -34,6 +36,24 @@ typedef uint32_t Unit;
 struct BFloat16 {
   uint16_t bits;
 };
+
+// Memory whose vectors do not lie across two cache lines.
+template <class T>
+struct LineAllocator {
+  typedef T value_type;
+  LineAllocator() = default;
+  template <class Other>
+  LineAllocator(const LineAllocator<Other>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), LINE)); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, LINE); }
+  bool operator==(const LineAllocator&) const { return true; }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+};
+
+template <class T>
+using Aligned = std::vector<T, LineAllocator<T>>;
 
 template <class T>
 constexpr int PER_UNIT = sizeof(Unit) / sizeof(T);
@@ -73,8 +93,22 @@ SLIPSTREAM_INLINE void stream(float* target, Vec x) {
 SLIPSTREAM_INLINE Vec splat(float x) { return Vec{} + x; }
 SLIPSTREAM_INLINE Int splat_unit(Unit x) { return Int{} + static_cast<int32_t>(x); }
 // The second operand where either is NaN, as the x86 instructions have it.
-SLIPSTREAM_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
-SLIPSTREAM_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+SLIPSTREAM_INLINE Vec maximum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+SLIPSTREAM_INLINE Vec minimum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 SLIPSTREAM_INLINE Int lane_index() {
   return Int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 }
@@ -167,19 +201,21 @@ SLIPSTREAM_INLINE float max_lanes(Vec x) {
 constexpr float POWER_SERIES[6] = {1.0f,              6.9314696706e-01f, 2.4022119724e-01f,
                                    5.5507132735e-02f, 9.6755413345e-03f, 1.3276471993e-03f};
 
-// 2^x; exactly 0 far below the range of float32, minus infinity included.
+// 2^x; exactly 0 where that is below the normal range of float32, for minus infinity too: processors take
+// a hundred times as long for results that are denormal.
 SLIPSTREAM_INLINE Vec power_of_two(Vec x) {
   const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  x = maximum(splat(-200.0f), x);
   const Vec n = (x + shifter) - shifter, r = x - n;
   Vec p = splat(POWER_SERIES[5]);
 #pragma GCC unroll 8
   for (int i = 4; i >= 0; --i) p = multiply_add(p, r, splat(POWER_SERIES[i]));
 #if defined(__AVX512F__)
-  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
 #else
   const Vec bounded = minimum(splat(127.0f), maximum(splat(-127.0f), n));
-  return p * (Vec)((__builtin_convertvector(bounded, Int) + 127) << 23);
+  const Vec result = p * (Vec)((__builtin_convertvector(bounded, Int) + 127) << 23);
+  return x < -126.0f ? Vec{} : result;
 #endif
 }
 
