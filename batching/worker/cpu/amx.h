@@ -19,6 +19,11 @@
 namespace slipstream {
 // Of a tile: its rows, the bytes of one, and the units of a right operand's tile, which lies in one piece.
 constexpr int TILE_HEIGHT = 16, TILE_BYTES = 64, TILE_UNITS = TILE_HEIGHT * LANES;
+
+// So many rows, up to whole tiles: other heights are other shapes.
+inline int whole_tiles(int rows) {
+  return (rows + TILE_HEIGHT - 1) / TILE_HEIGHT * TILE_HEIGHT;
+}
 }  // namespace slipstream
 
 #if SLIPSTREAM_AMX
@@ -135,11 +140,6 @@ SLIPSTREAM_INLINE void multiply_tiles() {
 }
 
 #endif
-
-// So many rows, up to whole tiles: other heights are other shapes.
-inline int whole_tiles(int rows) {
-  return (rows + TILE_HEIGHT - 1) / TILE_HEIGHT * TILE_HEIGHT;
-}
 
 // This thread's tiles, as every kernel here uses them: 0-3 sums, 4-5 left operand, 6-7 right operand.
 // Shaping costs as much as several products, so the shapes stay until others are wanted, or until

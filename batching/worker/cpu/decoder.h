@@ -10,7 +10,6 @@
 namespace slipstream {
 
 constexpr int MAX_HEAD_DIM = 512;
-constexpr int ROW_UNIT = 16;  // rows of a tile: see Rows::readable
 constexpr int FEW = 32;  // rows that are sooner normed by every thread than shared out
 
 struct DecoderLayer {
@@ -32,7 +31,7 @@ struct Decoder {
   int32_t rotary;  // leading dimensions of a head that rotate
 };
 
-// Rows of activations, `stride` elements apart: a multiple of ROW_UNIT, so that whole tiles may be read.
+// Rows of activations, `stride` elements apart: whole tiles of them, which products may read.
 // Strides are odd multiples of a cache line, so that what lies below each other does not compete for the
 // same sets of a cache.
 struct Matrix {
@@ -127,7 +126,7 @@ class DecoderPass {
       return;
     }
     constexpr int PER = PER_UNIT<T>;
-    const Unit* source = decoder_.tied->weights + id / PANEL * panel_units<T>(*decoder_.tied) +
+    const Unit* source = panel_weights<T>(*decoder_.tied, id / PANEL) +
                          id % PANEL / LANES * TILE_UNITS + id % LANES;
     T row[LANES];
     for (int i = 0; i < hidden; i += LANES) {
@@ -250,7 +249,7 @@ class DecoderPass {
   template <class Prepare, class Done>
   void product(const Linear& linear, const Linear* following, const Matrix& input, int first,
                int quantized, Block block, const Target& target, Prepare&& prepare, Done&& done) {
-    const int readable = ceil_div(block.count, ROW_UNIT) * ROW_UNIT;
+    const int readable = whole_tiles(block.count);
     if constexpr (QUANTIZED) {
       const Rows<Int8> rows{pass_.bytes.row<Int8>(quantized), pass_.bytes.stride,
                             pass_.scales + quantized, block.count, readable};

@@ -22,7 +22,7 @@ from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
 from batching.worker.cpu.memory import huge
 from batching.worker.llama_shape import LayerWeights, LlamaWeights, Shape
 
-ROW_BLOCK, FEW, ROW_UNIT = 256, 32, 16  # as in linear.h and decoder.h
+ROW_BLOCK, FEW, TILE_HEIGHT = 256, 32, 16  # as in linear.h, decoder.h and amx.h
 CACHE_LINE = 64  # bytes
 LOGITS_KEPT = 64  # rows of logits whose memory is kept between steps
 
@@ -222,7 +222,7 @@ class CpuDecoder:
         widest = max(hidden, attended, activated) if self._int8 else 0
         widths = _Widths(hidden, layer.qkv.columns, attended, activated, widest)
         rows = max(ROW_BLOCK, FEW * torch.get_num_threads())
-        return _Room(-(-max(tokens, rows) // ROW_UNIT) * ROW_UNIT, rows, widths, self._dtype)
+        return _Room(-(-max(tokens, rows) // TILE_HEIGHT) * TILE_HEIGHT, rows, widths, self._dtype)
 
     def _fill(
         self, target: _Layer, layer: LayerWeights, pages: tuple[torch.Tensor, torch.Tensor]

@@ -74,6 +74,11 @@ int64_t panel_units(const Linear& linear) {
   return int64_t{(units + TILE_HEIGHT - 1) / TILE_HEIGHT} * TILE_HEIGHT * PANEL;
 }
 
+template <class T>
+const Unit* panel_weights(const Linear& linear, int64_t panel) {
+  return linear.weights + panel * panel_units<T>(linear);
+}
+
 // Calls use(first, count) for blocks of `rows` of nearly equal height, of whole groups.
 template <class Use>
 void for_each_block_of_rows(int rows, Use&& use) {
@@ -173,7 +178,7 @@ SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input,
   const int units = linear.in / PER_UNIT<T>;
   const Unit* rows[ROWS];
   for (int r = 0; r < ROWS; ++r) rows[r] = input.row(row + r);
-  const Unit* weights = linear.weights + panel * panel_units<T>(linear);
+  const Unit* weights = panel_weights<T>(linear, panel);
   typename A::Sum sum[ROWS][PANEL_VECS] = {};
   for (int from = 0; from < units; from += TILE_HEIGHT, weights += TILE_UNITS) {
     const int end = std::min(from + TILE_HEIGHT, units);
@@ -233,9 +238,9 @@ void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const U
   constexpr TileStrides strides{2 * TILE_UNITS, TILE_UNITS};
   const int count = input.count, groups = (count + GROUP - 1) / GROUP;
   const int units = linear.in / PER_UNIT<T>, steps = units / TILE_HEIGHT * groups;
-  const int64_t row_bytes = input.stride * sizeof(T), width = panel_units<T>(linear);
-  const Unit* weights = linear.weights + panel * width;
-  ReadAhead ahead(weights, width * sizeof(Unit), then, steps);
+  const int64_t row_bytes = input.stride * sizeof(T);
+  const Unit* weights = panel_weights<T>(linear, panel);
+  ReadAhead ahead(weights, panel_units<T>(linear) * sizeof(Unit), then, steps);
   const int parts = groups > 1 ? (units + DEPTH - 1) / DEPTH : 1;
   const int depth = (units / TILE_HEIGHT + parts - 1) / parts * TILE_HEIGHT;
   const int pace = (count + steps - 1) / steps;  // rows finished in a step
@@ -294,15 +299,12 @@ template <class T, class Prepare, class Done>
 void share_product(Team& team, const Linear& linear, const Rows<T>& input, const Target* target,
                    const Linear* following, Prepare&& prepare, Done&& done) {
   Finishing<T, std::decay_t<Done>> finishing(linear, input, target, done);
-  const auto weights = [](const Linear& of, int panel) {
-    return of.weights + panel * panel_units<T>(of);
-  };
   const auto work = [&](int panel, int next) {
     const Unit* then = nullptr;
     if (next >= 0)
-      then = weights(linear, next);
+      then = panel_weights<T>(linear, next);
     else if (next == Team::END && following)
-      then = weights(*following, team.own_run(following->columns / PANEL));
+      then = panel_weights<T>(*following, team.own_run(following->columns / PANEL));
     multiply(linear, input, panel, then, finishing);
   };
   team.share_runs(linear.columns / PANEL, prepare, work, [&] { finishing.rest(); });

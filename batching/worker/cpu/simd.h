@@ -202,7 +202,7 @@ constexpr float POWER_SERIES[6] = {1.0f,              6.9314696706e-01f, 2.40221
                                    5.5507132735e-02f, 9.6755413345e-03f, 1.3276471993e-03f};
 
 // 2^x; exactly 0 where that is below the normal range of float32, for minus infinity too: processors take
-// a hundred times as long for results that are denormal.
+// many times as long for results that are denormal.
 SLIPSTREAM_INLINE Vec power_of_two(Vec x) {
   const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec n = (x + shifter) - shifter, r = x - n;

@@ -26,8 +26,6 @@ class Team {
  public:
   explicit Team(int threads) : threads_(threads), seats_(new Seat[threads]) {}
 
-  int threads() const { return threads_; }
-
   // Every thread calls this with the same arguments; work(i) runs once for each i in [0, count).
   // Returns when all of it is done.
   template <class Work>
