@@ -189,6 +189,7 @@ class Generation:
             self._leave_queue(index)
         for stream, job in zip(self._streams, self.jobs, strict=False):
             stream.cancel()
+            stream.on_news = _nobody_follows  # the engine's client may be about to call it
             reason = job.choice.finish or self._ending.value
             self._service.flights.lane_ended(stream.request.id, reason, job.choice.tokens)
         if self._streams:
@@ -312,3 +313,7 @@ class Generation:
         self._held = False
         for stream in self._streams:
             stream.cancel()
+
+
+def _nobody_follows() -> None:
+    """What a closed generation's streams still bring is for nobody."""

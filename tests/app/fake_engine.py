@@ -49,14 +49,14 @@ class FakeEngine:
         self.free_tokens = 0  # tokens of each request that need no `resume`
         self.resume = asyncio.Event()
         self.resume.set()
-        self._streams: dict[str, RequestStream] = {}
+        self.streams: dict[str, RequestStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, request: Request) -> RequestStream:
         if not self.alive:
             raise EngineDeadError("the engine is not running")
         self.requests.append(request)
-        stream = self._streams[request.id] = RequestStream(request, self._abort)
+        stream = self.streams[request.id] = RequestStream(request, self._abort)
         task = asyncio.create_task(self._generate(request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -68,28 +68,28 @@ class FakeEngine:
 
     @property
     def running(self) -> int:
-        return len(self._streams)
+        return len(self.streams)
 
     def die(self) -> None:
         self.failure = "the engine process ended unexpectedly"
-        for stream in self._streams.values():
+        for stream in self.streams.values():
             stream.fail(EngineDeadError("the engine process ended unexpectedly"))
-        self._streams.clear()
+        self.streams.clear()
 
     def expire(self) -> None:
         """End all requests as the scheduler ends those whose time is over."""
-        for id in list(self._streams):
+        for id in list(self.streams):
             self._push(TokenEvent(id, finish=FinishReason.EXPIRED))
 
     def _abort(self, request_id: str) -> None:
-        if self._streams.pop(request_id, None) is not None:
+        if self.streams.pop(request_id, None) is not None:
             self.aborted.append(request_id)
 
     async def _generate(self, request: Request) -> None:
         params = request.params
         tokens = list(self.script(request))[: params.max_tokens]
         done = 0
-        while request.id in self._streams:
+        while request.id in self.streams:
             if done >= self.free_tokens:
                 await self.resume.wait()
             await asyncio.sleep(0)
@@ -134,11 +134,11 @@ class FakeEngine:
         return len(batch)
 
     def _push(self, event: TokenEvent) -> None:
-        stream = self._streams.get(event.id)
+        stream = self.streams.get(event.id)
         if stream is None:
             return
         if event.finish is not None:
-            del self._streams[event.id]
+            del self.streams[event.id]
         if self.on_step is not None:
             self.on_step(StepOutput([event], self.stats))
         stream.push(event)

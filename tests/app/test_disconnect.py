@@ -43,6 +43,18 @@ async def send(
     return reader, writer
 
 
+async def test_news_may_be_told_after_the_end(live: tuple[Server, int]) -> None:
+    """As the engine's client does, whose message came just before the client went away."""
+    server, port = live
+    server.engine.resume.clear()
+    _, writer = await send(port, stream=True)
+    await until(lambda: server.engine.running == 1)
+    (stream,) = server.engine.streams.values()
+    writer.close()
+    await until(lambda: server.service.metrics.finished["abort"] == 1)
+    stream.on_news()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
 async def test_before_the_first_token(live: tuple[Server, int], stream: bool, n: int) -> None:
