@@ -17,8 +17,9 @@
 #endif
 
 namespace slipstream {
-// Of a tile: its rows, the bytes of one, and the units of a right operand's tile, which lies in one piece.
-constexpr int TILE_HEIGHT = 16, TILE_BYTES = 64, TILE_UNITS = TILE_HEIGHT * LANES;
+// Of a tile: its rows, the bytes and units of one, which are a cache line, and the units of a right
+// operand's tile, which lies in one piece.
+constexpr int TILE_HEIGHT = 16, TILE_BYTES = 64, LINE_UNITS = 16, TILE_UNITS = TILE_HEIGHT * LANES;
 
 // So many rows, up to whole tiles: other heights are other shapes.
 inline int whole_tiles(int rows) {
@@ -198,37 +199,44 @@ SLIPSTREAM_INLINE void store_sums(void* sums, int64_t stride, bool lower) {
   store_tile<2>(row, stride), store_tile<3>(row + TILE_BYTES, stride);
 }
 
+// A left operand's tiles: bytes from row to row, and units from one sixteen units of a row to the next.
+struct LeftStrides {
+  int64_t row_bytes, step;
+};
+
 // A right operand's tiles of sixteen columns: from one to the next sixteen units of the same columns, and
 // to the next sixteen columns, in units.
-struct TileStrides {
+struct RightStrides {
   int64_t down, across;
 };
 
-// Adds to the sums: rows, `row_bytes` apart, times 32 columns; over `units` (a multiple of sixteen), with
-// between() before each sixteen.
+// Adds to the sums: rows times 32 columns; over `units` (a multiple of sixteen), with between() before each
+// sixteen.
 template <class T, Reuse ROWS = Reuse::SOON, class Between>
-SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool lower,
-                                      const Unit* columns, TileStrides strides, int units,
+SLIPSTREAM_INLINE void multiply_units(const Unit* rows, LeftStrides left, bool lower,
+                                      const Unit* columns, RightStrides right, int units,
                                       Between&& between) {
-  const Unit* low = rows + TILE_HEIGHT * (row_bytes / sizeof(Unit));
-  for (int u = 0; u < units; u += TILE_HEIGHT, columns += strides.down) {
+  const Unit* low = rows + TILE_HEIGHT * (left.row_bytes / sizeof(Unit));
+  for (int u = 0; u < units; u += LINE_UNITS) {
     between();
     load_tile<6>(columns, TILE_BYTES);
-    load_tile<4, ROWS>(rows + u, row_bytes);
+    load_tile<4, ROWS>(rows, left.row_bytes);
     multiply_tiles<T, 0, 4, 6>();
-    load_tile<7>(columns + strides.across, TILE_BYTES);
+    load_tile<7>(columns + right.across, TILE_BYTES);
     multiply_tiles<T, 1, 4, 7>();
+    columns += right.down, rows += left.step;
     if (!lower) continue;
-    load_tile<5, ROWS>(low + u, row_bytes);
+    load_tile<5, ROWS>(low, left.row_bytes);
     multiply_tiles<T, 2, 5, 6>();
     multiply_tiles<T, 3, 5, 7>();
+    low += left.step;
   }
 }
 
 template <class T>
-SLIPSTREAM_INLINE void multiply_units(const Unit* rows, int64_t row_bytes, bool lower,
-                                      const Unit* columns, TileStrides strides, int units) {
-  multiply_units<T>(rows, row_bytes, lower, columns, strides, units, [] {});
+SLIPSTREAM_INLINE void multiply_units(const Unit* rows, LeftStrides left, bool lower,
+                                      const Unit* columns, RightStrides right, int units) {
+  multiply_units<T>(rows, left, lower, columns, right, units, [] {});
 }
 
 }  // namespace slipstream

@@ -145,14 +145,18 @@ class Attend {
     const int row = (visit.token + from) * group_, count = (to - from) * group_;
     compute_scores(visit, chunk, row, count);
     const Scoring how(layer_.scale, layer_.softcap);
-    for (int r = 0; r < count; ++r) {
-      const int position = visit.position + from + r / group_;
-      const int first = std::max(chunk.begin, first_visible(layer_, position) - chunk.first);
-      const int last = std::min(chunk.end, position + 1 - chunk.first);
-      scratch_.shrink[r] =
-          update_row<T>(how, scratch_.scores.data() + r * CHUNK, first, last, chunk,
-                        scratch_.split_state[row + r], scratch_.weights.data() + r * CHUNK);
-    }
+    for (int r = 0; r < count; r += UPDATE_ROWS)
+      with_constant<UPDATE_ROWS>(count - r, [&](auto rows) {
+        Seen seen[rows];
+        for (int i = 0; i < rows; ++i) {
+          const int position = visit.position + from + (r + i) / group_;
+          seen[i] = {std::max(chunk.begin, first_visible(layer_, position) - chunk.first),
+                     std::min(chunk.end, position + 1 - chunk.first)};
+        }
+        update_rows<T, rows>(how, scratch_.scores.data() + r * CHUNK, seen, chunk,
+                             scratch_.split_state.data() + row + r,
+                             scratch_.weights.data() + r * CHUNK, scratch_.shrink.data() + r);
+      });
     accumulate_values(chunk, row, count);
   }
 

@@ -43,13 +43,13 @@ SLIPSTREAM_INLINE void for_each_group(int rows, F&& f) {
 // scores[rows][CHUNK] = query[rows][units] . keys
 inline void compute_scores_amx(const Unit* query, int rows, int units, const AmxChunk& chunk,
                                float* scores) {
-  const int64_t row_bytes = units * sizeof(Unit);
+  const LeftStrides left{units * static_cast<int64_t>(sizeof(Unit)), LINE_UNITS};
   for_each_group(rows, [&](int first, int count) {
     for (int key = chunk.begin; key < chunk.end; key += STEP) {
       zero_sums();
       const bool lower = count > TILE_HEIGHT;
       const Unit* keys = chunk.keys[key / STEP];
-      multiply_units<BFloat16>(query + first * units, row_bytes, lower, keys,
+      multiply_units<BFloat16>(query + first * units, left, lower, keys,
                                {TILE_UNITS, units * LANES}, units);
       store_sums(scores + first * CHUNK + key, CHUNK * sizeof(float), lower);
     }
@@ -97,10 +97,11 @@ inline void multiply_wide(const BFloat16* weights, const AmxChunk& chunk, int co
 // Two tiles of dimensions for up to two tiles of rows.
 inline void multiply_narrow(const BFloat16* weights, bool lower, const AmxChunk& chunk, int column,
                             float* sums) {
+  constexpr LeftStrides left{CHUNK * sizeof(BFloat16), LINE_UNITS};
   zero_sums();
   for (int key = chunk.begin; key < chunk.end; key += STEP)
-    multiply_units<BFloat16>(reinterpret_cast<const Unit*>(weights + key), CHUNK * sizeof(BFloat16),
-                             lower, chunk.values[key / STEP] + column / LANES * chunk.value_stride,
+    multiply_units<BFloat16>(reinterpret_cast<const Unit*>(weights + key), left, lower,
+                             chunk.values[key / STEP] + column / LANES * chunk.value_stride,
                              {0, chunk.value_stride}, TILE_HEIGHT);
   store_sums(sums, WIDE * sizeof(float), lower);
 }

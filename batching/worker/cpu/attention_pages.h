@@ -5,8 +5,6 @@
 
 namespace slipstream {
 
-constexpr int WRITE_RUN = 32;  // tokens of one head written by a thread at a time
-
 struct Tensors {
   const void *query, *key, *value;
   Unit *key_pages, *value_pages;
@@ -59,6 +57,33 @@ static Placement place(const Step& step, const Layer& layer, const Tensors& tens
           slot / size * layer.kv_heads + head, static_cast<int>(slot < 0 ? -1 : slot % size)};
 }
 
+// Tokens of a step, and the KV head, that a thread prepares and writes at a time.
+struct Run {
+  int first, last, head;
+};
+
+constexpr int LONGEST_RUN = 32, SHORTEST_RUN = 4;
+
+// The runs of a step: long ones, so that what is prepared first has arrived from memory when it is written,
+// but two for each thread where there are tokens enough.
+class Runs {
+ public:
+  Runs(const Step& step, const Layer& layer) : tokens_(step.tokens), heads_(layer.kv_heads) {
+    while (count() < 2 * step.threads && length_ > SHORTEST_RUN) length_ /= 2;
+  }
+
+  int count() const { return ceil_div(tokens_, length_) * heads_; }
+
+  Run operator[](int i) const {
+    const int first = i / heads_ * length_;
+    return {first, std::min(first + length_, tokens_), i % heads_};
+  }
+
+ private:
+  const int tokens_, heads_;
+  int length_ = LONGEST_RUN;
+};
+
 template <class T>
 static void write_key(const PageLayout<T>& layout, const Placement& token, Unit* pages) {
   Unit* target = pages + layout.key(token.page, token.offset);
@@ -66,24 +91,61 @@ static void write_key(const PageLayout<T>& layout, const Placement& token, Unit*
     std::memcpy(target + u * layout.key_stride(), token.key + u * sizeof(Unit), sizeof(Unit));
 }
 
-// A key goes to as many cache lines as it has units, few of which are in the cache: this fetches them
-// while the token's heads are prepared.
+// Sixteen keys, `stride` bytes apart, that fill their vectors.
 template <class T>
-static void prefetch_key(const PageLayout<T>& layout, const Placement& token, const Unit* pages) {
-  if (token.offset < 0) return;
-  const Unit* target = pages + layout.key(token.page, token.offset);
-  for (int u = 0; u < layout.units; ++u)
-    __builtin_prefetch(target + u * layout.key_stride(), 1, 3);
+static void write_keys(const PageLayout<T>& layout, const Placement& first, int64_t stride,
+                       Unit* pages) {
+  Unit* target = pages + layout.key(first.page, first.offset);
+  int u = 0;
+#if defined(__AVX512F__)
+  for (; u + LANES <= layout.units; u += LANES) {
+    Int rows[LANES];
+    for (int k = 0; k < LANES; ++k)
+      std::memcpy(&rows[k], first.key + k * stride + u * sizeof(Unit), sizeof(Int));
+    transpose(rows);
+    for (int k = 0; k < LANES; ++k) std::memcpy(target + (u + k) * LANES, &rows[k], sizeof(Int));
+  }
+#endif
+  for (; u < layout.units; ++u)
+    for (int k = 0; k < LANES; ++k)
+      std::memcpy(target + u * LANES + k, first.key + k * stride + u * sizeof(Unit), sizeof(Unit));
+}
+
+// A token goes to many cache lines, few of which are in the cache: this fetches those that the token
+// before it in its run does not go to, while the token's heads are prepared.
+template <class T>
+static void prefetch_token(const PageLayout<T>& layout, const Step& step, const Layer& layer,
+                           const Tensors& tensors, int token, const Run& run) {
+  const Placement now = place<T>(step, layer, tensors, token, run.head);
+  if (now.offset < 0) return;
+  const auto fresh = [&](int count) {
+    return token == run.first || step.slots[token] / count != step.slots[token - 1] / count;
+  };
+  const Unit* keys = tensors.key_pages + layout.key(now.page, now.offset);
+  for (int u = 0; fresh(LANES) && u < layout.units; ++u)
+    __builtin_prefetch(keys + u * layout.key_stride(), 1, 3);
+  const Unit* values = tensors.value_pages + layout.value(now.page, now.offset / PER_UNIT<T> * PER_UNIT<T>);
+  for (int i = 0; fresh(PER_UNIT<T>) && i < layout.columns; i += LANES, values += layout.value_stride())
+    __builtin_prefetch(values, 1, 3);
 }
 
 // Of a pair of tokens touches only this one: another thread may be writing the other.
 template <class T>
 static void write_value(const PageLayout<T>& layout, const Placement& token, Unit* row, int dim) {
-  const int half = token.offset % PER_UNIT<T> * sizeof(T);
-  for (int first = 0; first < dim; first += LANES, row += layout.value_stride())
+  const int place = token.offset % PER_UNIT<T>;
+  int first = 0;
+#if defined(__AVX512BW__)
+  for (; PER_UNIT<T> == 2 && first + LANES <= dim; first += LANES, row += layout.value_stride()) {
+    Half half;
+    std::memcpy(&half, token.value + first * sizeof(T), sizeof half);
+    const Int units = __builtin_convertvector(half, Int) << 16 * place;
+    _mm512_mask_storeu_epi16(row, 0x55555555u << place, (__m512i)units);
+  }
+#endif
+  for (; first < dim; first += LANES, row += layout.value_stride())
     for (int i = first; i < std::min(dim, first + LANES); ++i)
-      std::memcpy(reinterpret_cast<char*>(row + i - first) + half, token.value + i * sizeof(T),
-                  sizeof(T));
+      std::memcpy(reinterpret_cast<char*>(row + i - first) + place * sizeof(T),
+                  token.value + i * sizeof(T), sizeof(T));
 }
 
 template <class T>
@@ -103,23 +165,35 @@ static void write_pair(const PageLayout<T>& layout, const Placement& even, const
 }
 
 template <class T>
-static void write_run(const Step& step, const Layer& layer, const Tensors& tensors, int run) {
+static void write_run(const Step& step, const Layer& layer, const Tensors& tensors, const Run& run) {
   const PageLayout<T> layout(step, layer);
-  const int first = run / layer.kv_heads * WRITE_RUN, head = run % layer.kv_heads;
-  const int last = std::min(first + WRITE_RUN, step.tokens);
-  for (int token = first; token < last; ++token) {
-    const Placement now = place<T>(step, layer, tensors, token, head);
+  const int64_t key_bytes = tensors.key_token * static_cast<int64_t>(sizeof(T));
+  const auto at = [&](int token) { return place<T>(step, layer, tensors, token, run.head); };
+  // Whether `count` tokens are those of a vector, or a unit: their slots follow each other.
+  const auto together = [&](int token, int offset, int count) {
+    if (offset % count || token + count > run.last) return false;
+    for (int i = 1; i < count; ++i)
+      if (step.slots[token + i] != step.slots[token] + i) return false;
+    return true;
+  };
+  for (int token = run.first, count; token < run.last; token += count) {
+    const Placement now = at(token);
+    count = 1;
     if (now.offset < 0) continue;
-    write_key(layout, now, tensors.key_pages);
+    if (layout.whole_vectors() && together(token, now.offset, LANES))
+      write_keys(layout, now, key_bytes, tensors.key_pages), count = LANES;
+    else
+      write_key(layout, now, tensors.key_pages);
+  }
+  for (int token = run.first, count; token < run.last; token += count) {
+    const Placement now = at(token);
+    count = 1;
+    if (now.offset < 0) continue;
     Unit* row = tensors.value_pages + layout.value(now.page, now.offset / PER_UNIT<T> * PER_UNIT<T>);
-    if (PER_UNIT<T> == 2 && now.offset % 2 == 0 && token + 1 < last &&
-        step.slots[token + 1] == step.slots[token] + 1) {
-      const Placement next = place<T>(step, layer, tensors, ++token, head);
-      write_key(layout, next, tensors.key_pages);
-      write_pair(layout, now, next, row, layer.head_dim);
-    } else {
+    if (PER_UNIT<T> == 2 && together(token, now.offset, 2))
+      write_pair(layout, now, at(token + 1), row, layer.head_dim), count = 2;
+    else
       write_value(layout, now, row, layer.head_dim);
-    }
   }
 }
 

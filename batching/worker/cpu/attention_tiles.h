@@ -9,6 +9,11 @@
 namespace slipstream {
 
 constexpr int CHUNK = 128;  // keys per softmax update; chunks start at multiples of CHUNK
+#if defined(__AVX512F__)
+constexpr int UPDATE_ROWS = 4;  // whose softmax is updated together
+#else
+constexpr int UPDATE_ROWS = 2;
+#endif
 
 // Where a chunk's keys and values lie. Entry i of `keys` is vector i of sixteen keys: unit u of
 // key k is keys[k / 16][u * key_stride + k % 16]. Entry j of `values` is row j, PER_UNIT consecutive
@@ -89,42 +94,72 @@ void compute_scores(const Unit* query, int rows, int units, const Chunk& chunk, 
   });
 }
 
-// One row's softmax update. Of the chunk's keys this row sees [first, last). Turns its scores into
-// weights (zero where unseen, over the whole steps of 32 keys that hold [begin, end)) and returns the
-// factor by which what was accumulated before must shrink.
-template <class T>
-float update_row(const Scoring& how, float* scores, int first, int last, const Chunk& chunk,
-                 RowState& state, T* weights) {
+// Of a chunk's keys those that a row sees.
+struct Seen {
+  int first, last;  // one beyond
+};
+
+// The softmax update of some rows, each of which sees a key; together, since one alone would mostly wait
+// for itself. Turns scores into weights (zero where unseen, over the whole steps of 32 keys that hold
+// [begin, end)) and gives the factors by which what was accumulated before must shrink.
+template <class T, int ROWS>
+void update_rows(const Scoring& how, float* scores, const Seen (&seen)[ROWS], const Chunk& chunk,
+                 RowState* states, T* weights, float* shrink) {
   constexpr int STEP = 2 * LANES;
-  const int from = chunk.begin / STEP * STEP, lower = first / LANES * LANES;
-  const int to = (chunk.end + STEP - 1) / STEP * STEP;
-  Vec top = splat(NEG_INF);
-  for (int i = lower; i < last; i += LANES) {
-    Vec x = load(scores + i);
-    const bool partly = i < first || i + LANES > last;
-    if (how.inner > 0) x = hyperbolic_tangent(x * how.inner);
-    if (partly) {
-      const Int lane = lane_index() + i;
-      x = (lane >= first) & (lane < last) ? x : splat(NEG_INF);
+  const int from = chunk.begin / STEP * STEP, to = (chunk.end + STEP - 1) / STEP * STEP;
+  Seen some = seen[0], all = seen[0];  // what some row sees, and what all do
+  for (const Seen& row : seen) {
+    some = {std::min(some.first, row.first), std::max(some.last, row.last)};
+    all = {std::max(all.first, row.first), std::min(all.last, row.last)};
+  }
+  const int lower = some.first / LANES * LANES;
+  Vec top[ROWS], total[ROWS] = {};
+  float max[ROWS];
+  for (Vec& vec : top) vec = splat(NEG_INF);
+  for (int i = lower; i < some.last; i += LANES) {
+    const bool partly = i < all.first || i + LANES > all.last;
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      float* place = scores + r * CHUNK + i;
+      Vec x = load(place);
+      if (how.inner > 0) x = hyperbolic_tangent(x * how.inner);
+      if (partly) {
+        const Int lane = lane_index() + i;
+        x = (lane >= seen[r].first) & (lane < seen[r].last) ? x : splat(NEG_INF);
+      }
+      if (partly || how.inner > 0) store(place, x);
+      top[r] = maximum(top[r], x);
     }
-    if (partly || how.inner > 0) store(scores + i, x);
-    top = maximum(top, x);
   }
-  const float highest = max_lanes(top) * how.scale;
-  const float max = highest > state.max ? highest : state.max;
-  Vec total{};
-  int i = from;
-  for (; i < lower; i += LANES) store_as(weights + i, Vec{});
-  for (; i < last; i += LANES) {
-    const Vec weight = power_of_two(multiply_add(load(scores + i), splat(how.scale), splat(-max)));
-    total += weight;
-    store_as(weights + i, weight);
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) {
+    const float highest = max_lanes(top[r]) * how.scale;
+    max[r] = highest > states[r].max ? highest : states[r].max;
   }
-  for (; i < to; i += LANES) store_as(weights + i, Vec{});
-  const float shrink = state.max == NEG_INF ? 0.0f : power_of_two(state.max - max);
-  state.sum = state.sum * shrink + sum_lanes(total);
-  state.max = max;
-  return shrink;
+  const auto clear = [&](int begin, int end) {
+    for (int r = 0; r < ROWS; ++r)
+      for (int i = begin; i < end; i += LANES) store_as(weights + r * CHUNK + i, Vec{});
+  };
+  clear(from, lower);
+  int i = lower;
+  for (; i < some.last; i += LANES) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec x = load(scores + r * CHUNK + i);
+      const Vec weight = power_of_two(multiply_add(x, splat(how.scale), splat(-max[r])));
+      total[r] += weight;
+      store_as(weights + r * CHUNK + i, weight);
+    }
+  }
+  clear(i, to);
+  Vec change{};
+  for (int r = 0; r < ROWS; ++r) change[r] = states[r].max - max[r];
+  change = power_of_two(change);
+  for (int r = 0; r < ROWS; ++r) {
+    shrink[r] = states[r].max == NEG_INF ? 0.0f : change[r];
+    states[r].sum = states[r].sum * shrink[r] + sum_lanes(total[r]);
+    states[r].max = max[r];
+  }
 }
 
 template <class T, int ROWS, int VECS>

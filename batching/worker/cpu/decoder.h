@@ -45,29 +45,40 @@ struct Matrix {
 };
 
 // One step's inputs, and room for its activations. T is the dtype of weights and activations; the
-// residual stream is float32. "A block" has ROW_BLOCK rows, or FEW for each thread if that is more.
+// residual stream is float32. "A block" has ROW_BLOCK rows, or FEW for each thread if that is more. Heads and
+// strips are as high as the step has tokens, however large the room is.
 struct Pass {
   const int64_t *tokens, *positions;
   Plan* const* plans;  // of each layer
-  Matrix residual;     // [tokens, hidden]
+  float* residual;     // strips [tokens, hidden]
+  void* qkv;           // [heads + 2 * kv_heads, tokens, head_dim]
+  void* activated;     // strips of a block [rows, intermediate]
   Matrix normed;       // [tokens, hidden], at least a block: the final result
-  Matrix qkv;          // [tokens, (heads + 2 * kv_heads) * head_dim]
   Matrix attended;     // [tokens, heads * head_dim]
-  Matrix activated;    // a block [rows, intermediate]
-  Matrix bytes;        // a block [rows, widest of the above but qkv], int8 weights only, with
+  Matrix bytes;        // a block [rows, widest of the operands], int8 weights only, with
   float* scales;       // [rows]
 };
 
-// x / rms(x) * weight, the mean square summed in a fixed order.
-template <class In, class Out>
-void rms_norm(const In* x, const float* weight, int size, float epsilon, Out* out) {
+// Heights of strips and heads. An odd one, so that a row's pieces do not compete for the same sets of a cache;
+inline int64_t odd_rows(int rows) { return rows | 1; }
+
+// and one of whole tiles, for operands, so that a tile's neighbours do not.
+inline int64_t tile_rows(int rows) {
+  const int whole = whole_tiles(rows);
+  return whole % (4 * TILE_HEIGHT) ? whole : whole + TILE_HEIGHT;
+}
+
+// x / rms(x) * weight, the mean square summed in a fixed order; source(i) points to x from i on.
+template <class Source, class Out>
+void rms_norm(Source&& source, const float* weight, int size, float epsilon, Out* out) {
   Vec total{};
   for (int i = 0; i < size; i += LANES) {
-    const Vec v = load_as(x + i);
+    const Vec v = load_as(source(i));
     total = multiply_add(v, v, total);
   }
   const Vec scale = splat(1.0f / std::sqrt(sum_lanes(total) / size + epsilon));
-  for (int i = 0; i < size; i += LANES) store_as(out + i, load_as(x + i) * scale * load(weight + i));
+  for (int i = 0; i < size; i += LANES)
+    store_as(out + i, load_as(source(i)) * scale * load(weight + i));
 }
 
 SLIPSTREAM_INLINE Vec silu(Vec x) {
@@ -95,8 +106,7 @@ class DecoderPass {
       });
     }
     team_.share(step_.tokens, [&](int token) {
-      rms_norm(residual(token), decoder_.final_norm, decoder_.hidden, decoder_.epsilon,
-               normed(token));
+      norm(token, decoder_.final_norm, normed(token));
     });
   }
 
@@ -110,19 +120,25 @@ class DecoderPass {
     for_each_block_of_rows(step_.tokens, [&](int first, int count) { use(Block{first, count}); });
   }
 
-  float* residual(int token) const { return pass_.residual.row<float>(token); }
-  T* qkv(int token) const { return pass_.qkv.row<T>(token); }
   T* attended(int token) const { return pass_.attended.row<T>(token); }
   T* normed(int row) const { return pass_.normed.row<T>(row); }
-  T* activated(int row) const { return pass_.activated.row<T>(row); }
+
+  // A token's queries, keys or values of one head; keys come behind all queries, then values.
+  T* qkv(int head, int token) const {
+    return static_cast<T*>(pass_.qkv) + (head * odd_rows(step_.tokens) + token) * head_dim_;
+  }
+
+  void norm(int token, const float* weight, T* out) const {
+    rms_norm([&](int i) { return residual_.at(token, i); }, weight, decoder_.hidden,
+             decoder_.epsilon, out);
+  }
 
   void embed(int token) {
     const int64_t id = pass_.tokens[token];
     const int hidden = decoder_.hidden;
-    float* target = residual(token);
     if (decoder_.embedding) {
       const T* source = static_cast<const T*>(decoder_.embedding) + id * hidden;
-      for (int i = 0; i < hidden; i += LANES) store(target + i, load_as(source + i));
+      for (int i = 0; i < hidden; i += LANES) store(residual_.at(token, i), load_as(source + i));
       return;
     }
     constexpr int PER = PER_UNIT<T>;
@@ -135,7 +151,7 @@ class DecoderPass {
         std::memcpy(row + j, source + tile * PANEL_VECS * TILE_UNITS + u % TILE_HEIGHT * LANES,
                     sizeof(Unit));
       }
-      store(target + i, load_as(row));
+      store(residual_.at(token, i), load_as(row));
     }
   }
 
@@ -143,82 +159,107 @@ class DecoderPass {
   void enter(const DecoderLayer& layer, Block block) {
     const bool last = block.first + block.count == step_.tokens;
     normed_product(layer.input_norm, layer.qkv, last ? &layer.output : nullptr, block,
-                   Target::of(qkv(block.first), pass_.qkv.stride, PANEL * sizeof(T)),
-                   [&](int row, int panel, Vec low, Vec high) {
-                     T* target = qkv(block.first + row) + panel * PANEL;
-                     store_as(target, low);
-                     store_as(target + LANES, high);
+                   [&](int panel) {
+                     T* even = head_part(panel * PANEL, block);
+                     T* odd = head_part(panel * PANEL + LANES, block);
+                     return [even, odd, dim = head_dim_](int row, Vec low, Vec high) {
+                       store_as(even + row * dim, low);
+                       store_as(odd + row * dim, high);
+                     };
                    });
+  }
+
+  // Where a vector of a block's first token's queries, keys and values goes, which begins with this column.
+  T* head_part(int column, Block block) const {
+    return qkv(column / head_dim_, block.first) + column % head_dim_;
   }
 
   void attend(const DecoderLayer& layer, Plan& plan) {
     const Layer& how = *layer.attention;
-    const int64_t width = pass_.qkv.stride, dim = how.head_dim;
-    const T *key = qkv(0) + how.heads * dim, *value = key + how.kv_heads * dim;
-    const Tensors tensors{qkv(0), key,   value, layer.key_pages, layer.value_pages, attended(0),
-                          width,  dim,   width, dim,             width,             dim,
+    const int64_t token = head_dim_, head = qkv(1, 0) - qkv(0, 0);
+    const Tensors tensors{qkv(0, 0),
+                          qkv(how.heads, 0),
+                          qkv(how.heads + how.kv_heads, 0),
+                          layer.key_pages,
+                          layer.value_pages,
+                          attended(0),
+                          token,
+                          head,
+                          token,
+                          head,
+                          token,
+                          head,
                           pass_.attended.stride};
-    team_.share(ceil_div(step_.tokens, WRITE_RUN) * how.kv_heads, [&](int run) {
-      prepare_heads(layer, tensors, run);
-      write_run<T>(step_, how, tensors, run);
+    const Runs runs(step_, how);
+    team_.share(runs.count(), [&](int i) {
+      prepare_heads(layer, tensors, runs[i]);
+      write_run<T>(step_, how, tensors, runs[i]);
     });
     share_attention<T>(team_, step_, how, tensors, plan);
   }
 
   // From what was attended to the end of the layer.
   void leave(const DecoderLayer& layer, Block block, const Linear* following) {
-    quantize_rows(pass_.attended, block.first, block.count, layer.output.in);
-    add_product(layer.output, &layer.gate_up, pass_.attended, block.first, block);
+    const int readable = whole_tiles(block.count);
+    add_product(layer.output, &layer.gate_up, block,
+                Rows<T>::plain(attended(block.first), pass_.attended.stride, nullptr, block.count,
+                               readable));
     // Gate and up columns alternate by vector, so that one panel holds both operands of the product.
-    normed_product(layer.post_norm, layer.gate_up, &layer.down, block,
-                   Target::of(activated(0), pass_.activated.stride, LANES * sizeof(T)),
-                   [&](int row, int panel, Vec gate, Vec up) {
-                     store_as(activated(row) + panel * LANES, silu(gate) * up);
-                   });
-    quantize_rows(pass_.activated, 0, block.count, layer.down.in);
-    add_product(layer.down, following, pass_.activated, 0, block);
+    const Strips<T> activated{static_cast<T*>(pass_.activated), tile_rows(block.count)};
+    normed_product(layer.post_norm, layer.gate_up, &layer.down, block, [&](int panel) {
+      T* column = activated.at(0, panel * LANES);
+      return [column](int row, Vec gate, Vec up) {
+        store_as(column + row * Strips<T>::WIDTH, silu(gate) * up);
+      };
+    });
+    add_product(layer.down, following, block, activated.rows(nullptr, block.count, readable));
   }
 
   // Of a block's norms. A few rows are normed by each thread for itself, so that none waits, or reads what
   // another core has just written.
   template <class Done>
   void normed_product(const float* weight, const Linear& linear, const Linear* following, Block block,
-                      const Target& target, Done&& done) {
+                      Done&& done) {
     const bool few = block.count <= FEW;
     const int begin = few ? thread_ * FEW : 0;  // in the matrices of blocks
     const auto norm_row = [&](int i) {
       T* row = normed(begin + i);
-      rms_norm(residual(block.first + i), weight, decoder_.hidden, decoder_.epsilon, row);
-      if constexpr (QUANTIZED) quantize(row, decoder_.hidden, begin + i);
+      norm(block.first + i, weight, row);
+      if constexpr (QUANTIZED)
+        quantize([row](int k) { return row + k; }, decoder_.hidden, begin + i);
     };
     if (!few) team_.share(block.count, norm_row);
     const auto prepare = [&] {
       for (int i = 0; few && i < block.count; ++i) norm_row(i);
     };
-    product(linear, following, pass_.normed, begin, begin, block, target, prepare, done);
+    if constexpr (QUANTIZED) {
+      share_product(team_, linear, bytes(begin, block.count), following, prepare, done);
+    } else {
+      const auto rows = Rows<T>::plain(normed(begin), pass_.normed.stride, nullptr, block.count,
+                                       whole_tiles(block.count));
+      share_product(team_, linear, rows, following, prepare, done);
+    }
   }
 
-  // The heads of one run of tokens (as `write_run` counts runs) that share a KV head, and that head.
-  void prepare_heads(const DecoderLayer& layer, const Tensors& tensors, int run) {
+  // The queries and keys of a run.
+  void prepare_heads(const DecoderLayer& layer, const Tensors& tensors, const Run& run) {
     const Layer& how = *layer.attention;
-    const int first = run / how.kv_heads * WRITE_RUN, kv_head = run % how.kv_heads;
-    const int last = std::min(first + WRITE_RUN, step_.tokens), group = how.heads / how.kv_heads;
+    const int group = how.heads / how.kv_heads;
     const PageLayout<T> layout(step_, how);
-    for (int token = first; token < last; ++token) {
-      prefetch_key(layout, place<T>(step_, how, tensors, token, kv_head), layer.key_pages);
-      T* heads = qkv(token);
-      for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
-        prepare_head(heads + head * how.head_dim, how.head_dim, layer.query_norm, token);
-      prepare_head(heads + (how.heads + kv_head) * how.head_dim, how.head_dim, layer.key_norm,
-                   token);
+    for (int token = run.first; token < run.last; ++token) {
+      prefetch_token(layout, step_, how, tensors, token, run);
+      for (int head = run.head * group; head < (run.head + 1) * group; ++head)
+        prepare_head(qkv(head, token), layer.query_norm, token);
+      prepare_head(qkv(how.heads + run.head, token), layer.key_norm, token);
     }
   }
 
   // Norm, then rotary embedding (Su et al. 2021; the two halves of a head are paired).
-  void prepare_head(T* x, int dim, const float* weight, int token) {
+  void prepare_head(T* x, const float* weight, int token) {
     float row[MAX_HEAD_DIM];
+    const int dim = head_dim_;
     if (weight) {
-      rms_norm(x, weight, dim, decoder_.epsilon, row);
+      rms_norm([x](int i) { return x + i; }, weight, dim, decoder_.epsilon, row);
     } else {
       for (int i = 0; i < dim; i += LANES) store(row + i, load_as(x + i));
     }
@@ -233,40 +274,39 @@ class DecoderPass {
     for (int i = 2 * half; i < dim; i += LANES) store_as(x + i, load(row + i));
   }
 
-  // Adds the product of a block to the residual stream.
-  void add_product(const Linear& linear, const Linear* following, const Matrix& input, int first,
-                   Block block) {
-    product(linear, following, input, first, 0, block,
-            Target::of(residual(block.first), pass_.residual.stride, PANEL * sizeof(float)), [] {},
-            [&](int row, int panel, Vec low, Vec high) {
-              float* target = residual(block.first + row) + panel * PANEL;
-              store(target, load(target) + low);
-              store(target + LANES, load(target + LANES) + high);
-            });
-  }
-
-  // Of a block of rows of `input` from `first` on, or of their bytes, which begin at row `quantized`.
-  template <class Prepare, class Done>
-  void product(const Linear& linear, const Linear* following, const Matrix& input, int first,
-               int quantized, Block block, const Target& target, Prepare&& prepare, Done&& done) {
-    const int readable = whole_tiles(block.count);
+  // Adds the product of a block's `rows` to the residual stream.
+  void add_product(const Linear& linear, const Linear* following, Block block, const Rows<T>& rows) {
+    const auto done = [&](int panel) {
+      float* even = residual_.at(block.first, panel * PANEL);
+      float* odd = residual_.at(block.first, panel * PANEL + LANES);
+      return [even, odd](int row, Vec low, Vec high) {
+        const int at = row * Strips<float>::WIDTH;
+        store(even + at, load(even + at) + low);
+        store(odd + at, load(odd + at) + high);
+      };
+    };
     if constexpr (QUANTIZED) {
-      const Rows<Int8> rows{pass_.bytes.row<Int8>(quantized), pass_.bytes.stride,
-                            pass_.scales + quantized, block.count, readable};
-      share_product(team_, linear, rows, &target, following, prepare, done);
+      team_.share(rows.count, [&](int row) {
+        const auto source = [&](int i) {
+          const Unit* piece = rows.piece(row, i / PER_UNIT<T>);
+          return reinterpret_cast<const T*>(piece) + i % Strips<T>::WIDTH;
+        };
+        quantize(source, linear.in, row);
+      });
+      share_product(team_, linear, bytes(0, rows.count), following, [] {}, done);
     } else {
-      const Rows<T> rows{input.row<T>(first), input.stride, nullptr, block.count, readable};
-      share_product(team_, linear, rows, &target, following, prepare, done);
+      share_product(team_, linear, rows, following, [] {}, done);
     }
   }
 
-  void quantize_rows(const Matrix& input, int first, int count, int width) {
-    if constexpr (QUANTIZED)
-      team_.share(count, [&](int row) { quantize(input.row<T>(first + row), width, row); });
+  template <class Source>
+  void quantize(Source&& source, int width, int row) {
+    pass_.scales[row] = quantize_row(source, width, pass_.bytes.row<Int8>(row));
   }
 
-  void quantize(const T* values, int width, int row) {
-    pass_.scales[row] = quantize_row(values, width, pass_.bytes.row<Int8>(row));
+  Rows<Int8> bytes(int first, int count) const {
+    return Rows<Int8>::plain(pass_.bytes.row<Int8>(first), pass_.bytes.stride,
+                             pass_.scales + first, count, whole_tiles(count));
   }
 
   const Decoder& decoder_;
@@ -274,6 +314,8 @@ class DecoderPass {
   const Step& step_;
   Team& team_;
   const int thread_;
+  const int head_dim_ = decoder_.layers->attention->head_dim;
+  const Strips<float> residual_{pass_.residual, odd_rows(step_.tokens)};
 };
 
 }  // namespace slipstream

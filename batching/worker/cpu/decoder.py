@@ -55,9 +55,8 @@ class _Matrix(ctypes.Structure):
 
 class _Pass(ctypes.Structure):
     _fields_ = (
-        *_pointers("tokens", "positions", "plans"),
-        *((name, _Matrix) for name in ("residual", "normed", "qkv", "attended", "activated")),
-        ("bytes", _Matrix),
+        *_pointers("tokens", "positions", "plans", "residual", "qkv", "activated"),
+        *((name, _Matrix) for name in ("normed", "attended", "bytes")),
         *_pointers("scales"),
     )
 
@@ -69,17 +68,20 @@ class _Room:
         """`rows` is a block's."""
         self.tokens, self.rows = tokens, rows
         self.normed = _spread(tokens, widths.hidden, dtype)
-        self._scales = torch.empty(rows)
+        self._packed = (
+            _strips(tokens, widths.hidden, torch.float32),
+            _strips(tokens, widths.qkv, dtype),
+            _strips(rows, widths.activated, dtype),
+            torch.empty(rows),
+        )
         self._matrices = (
-            _spread(tokens, widths.hidden, torch.float32),
             self.normed,
-            _spread(tokens, widths.qkv, dtype),
             _spread(tokens, widths.attended, dtype),
-            _spread(rows, widths.activated, dtype),
             _spread(rows, widths.bytes, torch.uint8),
         )
+        *strips, scales = (packed.data_ptr() for packed in self._packed)
         matrices = (_Matrix(matrix.data_ptr(), matrix.stride(0)) for matrix in self._matrices)
-        self.fields = (*matrices, self._scales.data_ptr())
+        self.fields = (*strips, *matrices, scales)
 
 
 class _Widths(NamedTuple):
@@ -95,6 +97,12 @@ def _spread(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     line = CACHE_LINE // dtype.itemsize
     stride = (-(-width // line) | 1) * line
     return torch.empty(rows, stride, dtype=dtype)[:, :width]
+
+
+def _strips(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Room for strips or heads of so many rows, and up to a tile more each; or of fewer rows."""
+    line = CACHE_LINE // dtype.itemsize
+    return torch.empty(-(-width // line) * line * (rows + TILE_HEIGHT), dtype=dtype)
 
 
 def refuses(shape: Shape) -> str | None:

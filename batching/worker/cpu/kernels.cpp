@@ -19,15 +19,15 @@ static void leave_region() {
 template <class T>
 static void attend(const Step& step, const Layer& layer, const Tensors& tensors, Plan& plan) {
   const AtWork now;
-  const int runs = ceil_div(step.tokens, WRITE_RUN) * layer.kv_heads;
-  const auto write = [&](int i) { write_run<T>(step, layer, tensors, i); };
+  const Runs runs(step, layer);
+  const auto write = [&](int i) { write_run<T>(step, layer, tensors, runs[i]); };
   // A few tokens are sooner written by one thread than shared out.
-  const bool alone = plan.threads == 1 || step.tokens <= WRITE_RUN;
-  for (int i = 0; alone && i < runs; ++i) write(i);
+  const bool alone = plan.threads == 1 || step.tokens <= LONGEST_RUN;
+  for (int i = 0; alone && i < runs.count(); ++i) write(i);
   Team team(plan.threads);
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
   {
-    if (!alone) team.share(runs, write);
+    if (!alone) team.share(runs.count(), write);
     share_attention<T>(team, step, layer, tensors, plan);
     leave_region();
   }
@@ -44,24 +44,24 @@ static void decode(const Decoder& decoder, const Pass& pass, const Step& step) {
   }
 }
 
-// done(row, panel, low, high) gets the columns of input x linear.
+// done(panel) gives what is called as write(row, low, high) with the columns of input x linear.
 template <class T, class Done>
 static void project(Team& team, const Linear& linear, const T* input, int rows, Int8* bytes,
                     float* scales, Done&& done) {
   for_each_block_of_rows(rows, [&](int first, int count) {
     const T* block = input + int64_t{first} * linear.in;
-    const auto finish = [&](int row, int panel, Vec low, Vec high) {
-      done(first + row, panel, low, high);
+    const auto finish = [&](int panel) {
+      return [first, write = done(panel)](int row, Vec low, Vec high) { write(first + row, low, high); };
     };
     if (!linear.scales)
-      return share_product(team, linear, Rows<T>{block, linear.in, nullptr, count, count}, nullptr, nullptr,
-                           [] {}, finish);
+      return share_product(team, linear, Rows<T>::plain(block, linear.in, nullptr, count, count),
+                           nullptr, [] {}, finish);
     team.share(count, [&](int row) {
       const int64_t offset = int64_t{row} * linear.in;
-      scales[row] = quantize_row(block + offset, linear.in, bytes + offset);
+      scales[row] = quantize_row([&](int i) { return block + offset + i; }, linear.in, bytes + offset);
     });
-    share_product(team, linear, Rows<Int8>{bytes, linear.in, scales, count, count}, nullptr, nullptr, [] {},
-                  finish);
+    share_product(team, linear, Rows<Int8>::plain(bytes, linear.in, scales, count, count), nullptr,
+                  [] {}, finish);
   });
 }
 
@@ -87,10 +87,12 @@ template <class T>
 static void project_all(const Linear& linear, const T* input, int rows, float* output,
                         int threads) {
   project_by_threads(linear, input, rows, threads, [&](int, auto&& product) {
-    product([&](int row, int panel, Vec low, Vec high) {
-      float* target = output + int64_t{row} * linear.columns + panel * PANEL;
-      stream(target, low);
-      stream(target + LANES, high);
+    product([&](int panel) {
+      float* column = output + panel * PANEL;
+      return [column, stride = int64_t{linear.columns}](int row, Vec low, Vec high) {
+        stream(column + row * stride, low);
+        stream(column + row * stride + LANES, high);
+      };
     });
   });
 }
@@ -115,14 +117,15 @@ static void project_largest(const Linear& linear, const T* input, int rows, int 
   std::vector<Largest> found(static_cast<size_t>(threads) * rows);
   project_by_threads(linear, input, rows, threads, [&](int thread, auto&& product) {
     Largest* mine = found.data() + static_cast<size_t>(thread) * rows;
-    product([&](int row, int panel, Vec low, Vec high) {
-      const int first = panel * PANEL;
-      if (first + PANEL > columns) {  // padding
-        low = first + lane_index() < columns ? low : splat(NEG_INF);
-        high = first + LANES + lane_index() < columns ? high : splat(NEG_INF);
-      }
-      mine[row].consider(low, first);
-      mine[row].consider(high, first + LANES);
+    product([=](int panel) {
+      return [=, first = panel * PANEL](int row, Vec low, Vec high) {
+        if (first + PANEL > columns) {  // padding
+          low = first + lane_index() < columns ? low : splat(NEG_INF);
+          high = first + LANES + lane_index() < columns ? high : splat(NEG_INF);
+        }
+        mine[row].consider(low, first);
+        mine[row].consider(high, first + LANES);
+      };
     });
   });
   for (int row = 0; row < rows; ++row) {
@@ -152,26 +155,30 @@ static bool tiles_agree() {
   constexpr int IN = 2 * DEPTH * PER_UNIT<T>;
   std::vector<T> input(READABLE * IN), weights(PANEL * IN);
   std::memset(input.data(), 0xff, input.size() * sizeof(T));  // not numbers
-  for (int i = 0; i < ROWS * IN; ++i) assign(input[i], small_integer(i % 11));
+  const Strips<T> strips{input.data(), READABLE};
+  for (int row = 0; row < ROWS; ++row)
+    for (int i = 0; i < IN; ++i) assign(*strips.at(row, i), small_integer((row + i) % 11));
   for (size_t i = 0; i < weights.size(); ++i) assign(weights[i], small_integer(i % 13));
   const std::vector<float> scales(ROWS + PANEL, 1.0f);
   const std::vector<int32_t> offsets(PANEL, 0);
   const Linear linear{reinterpret_cast<Unit*>(weights.data()), nullptr, scales.data(),
                       offsets.data(), IN, PANEL};
-  const Rows<T> rows{input.data(), IN, scales.data(), ROWS, READABLE};
+  const Rows<T> rows = strips.rows(scales.data(), ROWS, READABLE);
   std::vector<float> sums(2 * ROWS * PANEL);
   const auto keep = [&](float* target) {
-    return [=](int row, int, Vec low, Vec high) {
-      store(target + row * PANEL, low);
-      store(target + row * PANEL + LANES, high);
+    return [=](int) {
+      return [=](int row, Vec low, Vec high) {
+        store(target + row * PANEL, low);
+        store(target + row * PANEL + LANES, high);
+      };
     };
   };
-  Finishing finishing(linear, rows, nullptr, keep(sums.data()));
+  Finishing finishing(linear, rows, keep(sums.data()));
   multiply_amx(linear, rows, 0, linear.weights, finishing);
   finishing.rest();
   thread_tiles.release();
   for (int row = 0; row < ROWS; ++row)
-    multiply_tile<T, 1>(linear, rows, row, 0, keep(sums.data() + ROWS * PANEL));
+    multiply_tile<T, 1>(linear, rows, row, 0, keep(sums.data() + ROWS * PANEL)(0));
   return std::equal(sums.begin(), sums.begin() + ROWS * PANEL, sums.begin() + ROWS * PANEL);
 }
 #endif

@@ -6,6 +6,9 @@
 // in ascending order, whatever the number of rows, so that a token's bits do not depend on its batch.
 #pragma once
 
+#include <optional>
+#include <type_traits>
+
 #include "amx.h"
 #include "simd.h"
 #include "team.h"
@@ -36,16 +39,42 @@ struct Linear {
   int32_t in, columns;     // columns are padded to a multiple of PANEL
 };
 
-// The left operand: `data` [rows, in], `stride` elements from row to row, and for int8 each row's
-// scale. Of `readable` rows, whatever is in the further ones, there may be more than `count`.
+// The left operand: rows, `stride` elements apart, in pieces of a cache line, `step` units apart, and for int8
+// each row's scale. Of `readable` rows, whatever is in the further ones, there may be more than `count`.
 template <class T>
 struct Rows {
   const T* data;
-  int64_t stride;
+  int64_t stride, step;
   const float* scales;
   int count, readable;
 
-  const Unit* row(int i) const { return reinterpret_cast<const Unit*>(data + i * stride); }
+  // Of a row the piece that begins with this unit.
+  const Unit* piece(int row, int unit) const {
+    return reinterpret_cast<const Unit*>(data + row * stride) + unit / LINE_UNITS * step;
+  }
+
+  static Rows plain(const T* data, int64_t stride, const float* scales, int count, int readable) {
+    return {data, stride, LINE_UNITS, scales, count, readable};
+  }
+};
+
+// What products give, in strips as wide as a cache line: what a panel gives for one row after the other lies
+// side by side. Row by row, writing results down would cost up to a tenth of a product's time.
+template <class T>
+struct Strips {
+  static constexpr int WIDTH = LINE_UNITS * PER_UNIT<T>;  // columns
+
+  T* data;
+  int64_t height;  // rows from strip to strip
+
+  T* at(int row, int column) const {
+    return data + (column / WIDTH * height + row) * WIDTH + column % WIDTH;
+  }
+
+  // The first `count` rows.
+  Rows<T> rows(const float* scales, int count, int readable) const {
+    return {data, WIDTH, height * LINE_UNITS, scales, count, readable};
+  }
 };
 
 // What the accumulators of one element type are, and how they become the product.
@@ -87,11 +116,11 @@ void for_each_block_of_rows(int rows, Use&& use) {
   for (int first = 0; first < rows; first += height) use(first, std::min(height, rows - first));
 }
 
-// From a row's sums to its product; done(row, panel, low, high) gets sixteen columns twice.
-template <class T, class Done>
+// From a row's sums to its product; write(row, low, high) gets sixteen columns twice.
+template <class T, class Write>
 SLIPSTREAM_INLINE void finish_row(const Linear& linear, const Rows<T>& input, int row, int panel,
                                   const typename Accumulate<T>::Sum (&sum)[PANEL_VECS],
-                                  Done&& done) {
+                                  Write&& write) {
   typedef Accumulate<T> A;
   const int column = panel * PANEL;
   const float scale = input.scales ? input.scales[row] : 1.0f;
@@ -101,37 +130,19 @@ SLIPSTREAM_INLINE void finish_row(const Linear& linear, const Rows<T>& input, in
     low += load(linear.bias + column);
     high += load(linear.bias + column + LANES);
   }
-  done(row, panel, low, high);
+  write(row, low, high);
 }
 
-// Where results will be written, so that they can be fetched before: `panel_bytes` of each row for
-// each panel.
-struct Target {
-  char* data;
-  int64_t row_bytes, panel_bytes;
-
-  template <class T>
-  static Target of(T* data, int64_t stride, int64_t panel_bytes) {
-    return {reinterpret_cast<char*>(data), stride * static_cast<int64_t>(sizeof(T)), panel_bytes};
-  }
-
-  SLIPSTREAM_INLINE void fetch(int row, int panel) const {
-    const char* from = data + row * row_bytes + panel * panel_bytes;
-    __builtin_prefetch(from, 1, 3);
-    if (panel_bytes > 64) __builtin_prefetch(from + 64, 1, 3);
-  }
-};
-
-// What becomes of sums: done(row, panel, low, high) for every row of a product, once. Those of a panel on
-// tiles wait here for the next one, between whose steps they are finished, row by row: tiles and vectors
-// are computed at the same time. rest() ends what is left.
+// What becomes of sums: done(panel) gives what is called as write(row, low, high) for every row of a
+// product, once. Those of a panel on tiles wait here for the next one, between whose steps they are
+// finished, row by row: tiles and vectors are computed at the same time. rest() ends what is left.
 template <class T, class Done>
 class Finishing {
  public:
   typedef typename Accumulate<T>::Sum RowSums[PANEL_VECS];
 
-  Finishing(const Linear& linear, const Rows<T>& input, const Target* target, Done done)
-      : linear_(linear), input_(input), target_(target), done_(done) {}
+  Finishing(const Linear& linear, const Rows<T>& input, Done done)
+      : linear_(linear), input_(input), done_(done) {}
 
   // Where the sums of the next panel's rows grow.
   RowSums* growing() { return sums_[growing_]; }
@@ -141,14 +152,12 @@ class Finishing {
     rest();
     growing_ = 1 - growing_;
     panel_ = panel, finished_ = 0, rows_ = input_.count;
-    for (int i = 0; i < std::min(AHEAD, rows_); ++i) fetch(i);
+    write_.emplace(done_(panel));
   }
 
   SLIPSTREAM_INLINE void step(int rows) {
-    for (const int stop = std::min(finished_ + rows, rows_); finished_ < stop; ++finished_) {
-      if (finished_ + AHEAD < rows_) fetch(finished_ + AHEAD);
-      finish_row(linear_, input_, finished_, panel_, sums_[1 - growing_][finished_], done_);
-    }
+    for (const int stop = std::min(finished_ + rows, rows_); finished_ < stop; ++finished_)
+      finish_row(linear_, input_, finished_, panel_, sums_[1 - growing_][finished_], *write_);
   }
 
   void rest() { step(rows_); }
@@ -156,33 +165,27 @@ class Finishing {
   const Done& done() const { return done_; }
 
  private:
-  static constexpr int AHEAD = 8;  // rows: as long as it takes to come from beyond the cache
-
-  SLIPSTREAM_INLINE void fetch(int row) const {
-    if (target_) target_->fetch(row, panel_);
-  }
-
   const Linear& linear_;
   const Rows<T> input_;
-  const Target* target_;
   const Done done_;
+  std::optional<std::invoke_result_t<Done, int>> write_;
   int panel_ = 0, finished_ = 0, rows_ = 0, growing_ = 0;
   RowSums sums_[2][ROW_BLOCK];
 };
 
 // ROWS rows from `row` on times one panel, in vector registers.
-template <class T, int ROWS, class Done>
+template <class T, int ROWS, class Write>
 SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input, int row, int panel,
-                                     Done&& done) {
+                                     Write&& write) {
   typedef Accumulate<T> A;
   const int units = linear.in / PER_UNIT<T>;
-  const Unit* rows[ROWS];
-  for (int r = 0; r < ROWS; ++r) rows[r] = input.row(row + r);
   const Unit* weights = panel_weights<T>(linear, panel);
   typename A::Sum sum[ROWS][PANEL_VECS] = {};
-  for (int from = 0; from < units; from += TILE_HEIGHT, weights += TILE_UNITS) {
-    const int end = std::min(from + TILE_HEIGHT, units);
-    for (int u = from; u < end; ++u, weights += LANES) {
+  for (int from = 0; from < units; from += LINE_UNITS, weights += TILE_UNITS) {
+    const Unit* rows[ROWS];
+    for (int r = 0; r < ROWS; ++r) rows[r] = input.piece(row + r, from);
+    const int count = std::min(LINE_UNITS, units - from);
+    for (int u = 0; u < count; ++u, weights += LANES) {
       const Int low = load_units(weights), high = load_units(weights + TILE_UNITS);
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) {
@@ -193,7 +196,7 @@ SLIPSTREAM_INLINE void multiply_tile(const Linear& linear, const Rows<T>& input,
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) finish_row(linear, input, row + r, panel, sum[r], done);
+  for (int r = 0; r < ROWS; ++r) finish_row(linear, input, row + r, panel, sum[r], write);
 }
 
 #if SLIPSTREAM_AMX
@@ -235,10 +238,10 @@ template <class T, class Done>
 void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const Unit* then,
                   Finishing<T, Done>& finishing) {
   constexpr int64_t SUMS_ROW = PANEL * sizeof(float);
-  constexpr TileStrides strides{2 * TILE_UNITS, TILE_UNITS};
+  constexpr RightStrides right{2 * TILE_UNITS, TILE_UNITS};
   const int count = input.count, groups = (count + GROUP - 1) / GROUP;
   const int units = linear.in / PER_UNIT<T>, steps = units / TILE_HEIGHT * groups;
-  const int64_t row_bytes = input.stride * sizeof(T);
+  const LeftStrides left{input.stride * static_cast<int64_t>(sizeof(T)), input.step};
   const Unit* weights = panel_weights<T>(linear, panel);
   ReadAhead ahead(weights, panel_units<T>(linear) * sizeof(Unit), then, steps);
   const int parts = groups > 1 ? (units + DEPTH - 1) / DEPTH : 1;
@@ -254,17 +257,16 @@ void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const U
         ahead();
         finishing.step(pace);
       };
-      const Unit *rows = input.row(from) + begin, *columns = weights + begin * PANEL;
+      const Unit *rows = input.piece(from, begin), *columns = weights + begin * PANEL;
       thread_tiles.fit(groups > 1 && from + whole <= input.readable ? whole : height);
       if (begin == 0)
         zero_sums();
       else
         load_sums(sums[from], SUMS_ROW, lower);
       if (groups > 1)
-        multiply_units<T, Reuse::LATER>(rows, row_bytes, lower, columns, strides, end - begin,
-                                        between);
+        multiply_units<T, Reuse::LATER>(rows, left, lower, columns, right, end - begin, between);
       else
-        multiply_units<T>(rows, row_bytes, lower, columns, strides, end - begin, between);
+        multiply_units<T>(rows, left, lower, columns, right, end - begin, between);
       store_sums(sums[from], SUMS_ROW, lower);
     }
   }
@@ -288,17 +290,17 @@ void multiply(const Linear& linear, const Rows<T>& input, int panel, const Unit*
   for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
     const int from = count * t / tiles, to = count * (t + 1) / tiles;
     with_constant<ROW_TILE>(to - from, [&](auto tall) {
-      multiply_tile<T, tall.value>(linear, input, from, panel, finishing.done());
+      multiply_tile<T, tall.value>(linear, input, from, panel, finishing.done()(panel));
     });
   }
 }
 
 // The product of at most ROW_BLOCK rows, by all threads of the team, each of which calls prepare() before
-// it reads them. `target` may be null, and `following`, the product that comes then.
+// it reads them. `following`, the product that comes then, may be null. For `done` see Finishing.
 template <class T, class Prepare, class Done>
-void share_product(Team& team, const Linear& linear, const Rows<T>& input, const Target* target,
-                   const Linear* following, Prepare&& prepare, Done&& done) {
-  Finishing<T, std::decay_t<Done>> finishing(linear, input, target, done);
+void share_product(Team& team, const Linear& linear, const Rows<T>& input, const Linear* following,
+                   Prepare&& prepare, Done&& done) {
+  Finishing<T, std::decay_t<Done>> finishing(linear, input, done);
   const auto work = [&](int panel, int next) {
     const Unit* then = nullptr;
     if (next >= 0)
@@ -310,18 +312,19 @@ void share_product(Team& team, const Linear& linear, const Rows<T>& input, const
   team.share_runs(linear.columns / PANEL, prepare, work, [&] { finishing.rest(); });
 }
 
-// One row as bytes around 128, and its scale: the largest magnitude becomes 127.
-template <class T>
-float quantize_row(const T* source, int size, Int8* target) {
+// One row, whose elements from i on source(i) points to, as bytes around 128, and its scale: the largest
+// magnitude becomes 127.
+template <class Source>
+float quantize_row(Source&& source, int size, Int8* target) {
   Vec top{};
   for (int i = 0; i < size; i += LANES) {
-    const Vec x = load_as(source + i);
+    const Vec x = load_as(source(i));
     top = maximum(top, maximum(x, -x));
   }
   const float scale = max_lanes(top) / 127.0f;
   const Vec inverse = splat(scale > 0 ? 1.0f / scale : 0.0f), shifter = splat(12582912.0f);
   for (int i = 0; i < size; i += LANES) {
-    const Vec rounded = multiply_add(load_as(source + i), inverse, shifter) - shifter;
+    const Vec rounded = multiply_add(load_as(source(i)), inverse, shifter) - shifter;
     typedef uint8_t Bytes __attribute__((vector_size(16)));
     const Bytes bytes = __builtin_convertvector(__builtin_convertvector(rounded, Int) + 128, Bytes);
     std::memcpy(target + i, &bytes, sizeof bytes);

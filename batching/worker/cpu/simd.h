@@ -245,6 +245,22 @@ SLIPSTREAM_INLINE void store_as(BFloat16* target, Vec x) {
   std::memcpy(target, &half, sizeof half);
 }
 
+// Lane j of row i changes places with lane i of row j.
+SLIPSTREAM_INLINE void transpose(Int (&rows)[LANES]) {
+#pragma GCC unroll 4
+  for (int width = 1; width < LANES; width *= 2) {  // squares of twice that width
+    const Int lane = lane_index(), low = (lane & width) ? LANES + lane - width : lane;
+    const Int high = (lane & width) ? LANES + lane : lane + width;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) {
+      if (i & width) continue;
+      const Int a = rows[i], b = rows[i + width];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + width] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
 // Calls f with std::integral_constant n, 1 <= n <= N: a run-time count as a template argument.
 template <int N, class F>
 SLIPSTREAM_INLINE void with_constant(int n, F&& f) {
