@@ -49,6 +49,7 @@ def test_takes_the_architectures_it_names(name: str) -> None:
         ("llama_wide", {"hidden_act": "gelu"}, "activation is gelu"),
         ("llama_wide", {"mlp_bias": True}, "biases"),
         ("llama_wide", {"head_dim": 16}, "rotary width, 16"),
+        ("llama_wide", {"head_dim": 544}, "head size, 544, is above 512"),
         ("llama_wide", {"intermediate_size": 40}, "intermediate size, 40"),
     ],
 )
@@ -97,6 +98,27 @@ def test_logprobs_keep_their_bits_in_every_batch_mix(
         ]
     single = worker_of(folder, threads=1, **how)
     assert serve(single, prompts()[:1]) == alone[:1]
+
+
+@pytest.mark.parametrize("how", [{"dtype": "float32"}, {"dtype": "bfloat16"},
+                                 {"dtype": "bfloat16", "quantization": "int8"}])  # fmt: skip
+def test_steps_of_several_blocks(how: dict[str, str], tmp_path: Path) -> None:
+    """And an operand whose last piece is half a cache line."""
+    longer = {"intermediate_size": 48, "max_position_embeddings": 1024, "rope_parameters": None}
+    folder = tiny_models.save("llama_wide", tmp_path, **longer)
+    generator = torch.Generator().manual_seed(11)
+    asked = [torch.randint(3, 128, (n,), generator=generator).tolist() for n in (300, 270, 5)]
+    worker = worker_of(folder, threads=2, max_step_tokens=1024, **how)
+    alone = {"prefix_caching": False, "max_step_tokens": 50}
+    together = serve(worker, asked, prefix_caching=False)
+    assert together == [serve(worker, [prompt], **alone)[0] for prompt in asked]
+    if how["dtype"] == "float32":
+        model = tiny_models.build("llama_wide", **longer)
+        for prompt, outcome in zip(asked, together, strict=True):
+            whole = model.generate(
+                torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None
+            )
+            assert outcome.tokens == whole[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize(

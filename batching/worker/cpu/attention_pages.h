@@ -58,30 +58,31 @@ static Placement place(const Step& step, const Layer& layer, const Tensors& tens
 }
 
 // Tokens of a step, and the KV head, that a thread prepares and writes at a time.
-struct Run {
+struct Stretch {
   int first, last, head;
 };
 
-constexpr int LONGEST_RUN = 32, SHORTEST_RUN = 4;
-
-// The runs of a step: long ones, so that what is prepared first has arrived from memory when it is written,
-// but two for each thread where there are tokens enough.
-class Runs {
+// All of a step's: long ones, so that what is prepared first has arrived from memory when it is written, but
+// two for each of so many threads where there are tokens enough.
+class Stretches {
  public:
-  Runs(const Step& step, const Layer& layer) : tokens_(step.tokens), heads_(layer.kv_heads) {
-    while (count() < 2 * step.threads && length_ > SHORTEST_RUN) length_ /= 2;
+  static constexpr int LONGEST = 32, SHORTEST = 4;
+
+  Stretches(const Step& step, const Layer& layer, int threads)
+      : tokens_(step.tokens), heads_(layer.kv_heads) {
+    while (threads > 1 && count() < 2 * threads && length_ > SHORTEST) length_ /= 2;
   }
 
   int count() const { return ceil_div(tokens_, length_) * heads_; }
 
-  Run operator[](int i) const {
+  Stretch operator[](int i) const {
     const int first = i / heads_ * length_;
     return {first, std::min(first + length_, tokens_), i % heads_};
   }
 
  private:
   const int tokens_, heads_;
-  int length_ = LONGEST_RUN;
+  int length_ = LONGEST;
 };
 
 template <class T>
@@ -112,20 +113,25 @@ static void write_keys(const PageLayout<T>& layout, const Placement& first, int6
 }
 
 // A token goes to many cache lines, few of which are in the cache: this fetches those that the token
-// before it in its run does not go to, while the token's heads are prepared.
+// before it in its stretch does not go to, while the token's heads are prepared.
 template <class T>
 static void prefetch_token(const PageLayout<T>& layout, const Step& step, const Layer& layer,
-                           const Tensors& tensors, int token, const Run& run) {
-  const Placement now = place<T>(step, layer, tensors, token, run.head);
+                           const Tensors& tensors, int token, const Stretch& stretch) {
+  const Placement now = place<T>(step, layer, tensors, token, stretch.head);
   if (now.offset < 0) return;
-  const auto fresh = [&](int count) {
-    return token == run.first || step.slots[token] / count != step.slots[token - 1] / count;
+  Placement before{};
+  before.offset = -1;
+  if (token > stretch.first) before = place<T>(step, layer, tensors, token - 1, stretch.head);
+  const auto fresh = [&](int tokens) {  // of which a line holds something
+    return before.offset < 0 || before.page != now.page ||
+           before.offset / tokens != now.offset / tokens;
   };
   const Unit* keys = tensors.key_pages + layout.key(now.page, now.offset);
   for (int u = 0; fresh(LANES) && u < layout.units; ++u)
     __builtin_prefetch(keys + u * layout.key_stride(), 1, 3);
-  const Unit* values = tensors.value_pages + layout.value(now.page, now.offset / PER_UNIT<T> * PER_UNIT<T>);
-  for (int i = 0; fresh(PER_UNIT<T>) && i < layout.columns; i += LANES, values += layout.value_stride())
+  constexpr int PER = PER_UNIT<T>;
+  const Unit* values = tensors.value_pages + layout.value(now.page, now.offset / PER * PER);
+  for (int i = 0; fresh(PER) && i < layout.columns; i += LANES, values += layout.value_stride())
     __builtin_prefetch(values, 1, 3);
 }
 
@@ -165,18 +171,20 @@ static void write_pair(const PageLayout<T>& layout, const Placement& even, const
 }
 
 template <class T>
-static void write_run(const Step& step, const Layer& layer, const Tensors& tensors, const Run& run) {
+static void write_stretch(const Step& step, const Layer& layer, const Tensors& tensors,
+                          const Stretch& stretch) {
   const PageLayout<T> layout(step, layer);
+  constexpr int PER = PER_UNIT<T>;
   const int64_t key_bytes = tensors.key_token * static_cast<int64_t>(sizeof(T));
-  const auto at = [&](int token) { return place<T>(step, layer, tensors, token, run.head); };
+  const auto at = [&](int token) { return place<T>(step, layer, tensors, token, stretch.head); };
   // Whether `count` tokens are those of a vector, or a unit: their slots follow each other.
   const auto together = [&](int token, int offset, int count) {
-    if (offset % count || token + count > run.last) return false;
+    if (offset % count || token + count > stretch.last) return false;
     for (int i = 1; i < count; ++i)
       if (step.slots[token + i] != step.slots[token] + i) return false;
     return true;
   };
-  for (int token = run.first, count; token < run.last; token += count) {
+  for (int token = stretch.first, count; token < stretch.last; token += count) {
     const Placement now = at(token);
     count = 1;
     if (now.offset < 0) continue;
@@ -185,12 +193,12 @@ static void write_run(const Step& step, const Layer& layer, const Tensors& tenso
     else
       write_key(layout, now, tensors.key_pages);
   }
-  for (int token = run.first, count; token < run.last; token += count) {
+  for (int token = stretch.first, count; token < stretch.last; token += count) {
     const Placement now = at(token);
     count = 1;
     if (now.offset < 0) continue;
-    Unit* row = tensors.value_pages + layout.value(now.page, now.offset / PER_UNIT<T> * PER_UNIT<T>);
-    if (PER_UNIT<T> == 2 && together(token, now.offset, 2))
+    Unit* row = tensors.value_pages + layout.value(now.page, now.offset / PER * PER);
+    if (PER == 2 && together(token, now.offset, 2))
       write_pair(layout, now, at(token + 1), row, layer.head_dim), count = 2;
     else
       write_value(layout, now, row, layer.head_dim);

@@ -46,7 +46,7 @@ struct Matrix {
 
 // One step's inputs, and room for its activations. T is the dtype of weights and activations; the
 // residual stream is float32. "A block" has ROW_BLOCK rows, or FEW for each thread if that is more. Heads and
-// strips are as high as the step has tokens, however large the room is.
+// strips are as high as the step, or the block, has rows, however large the room is.
 struct Pass {
   const int64_t *tokens, *positions;
   Plan* const* plans;  // of each layer
@@ -59,16 +59,19 @@ struct Pass {
   float* scales;       // [rows]
 };
 
-// Heights of strips and heads. An odd one, so that a row's pieces do not compete for the same sets of a cache;
+// The height of strips and heads. It is odd, so that a row's pieces do not all lie in the same few sets of a
+// cache.
 inline int64_t odd_rows(int rows) { return rows | 1; }
 
-// and one of whole tiles, for operands, so that a tile's neighbours do not.
+// The same for an operand, in whole tiles: were strips a multiple of 4096 bytes high, their tiles would all
+// lie in the same sets.
 inline int64_t tile_rows(int rows) {
   const int whole = whole_tiles(rows);
-  return whole % (4 * TILE_HEIGHT) ? whole : whole + TILE_HEIGHT;
+  return whole % (4096 / TILE_BYTES) ? whole : whole + TILE_HEIGHT;
 }
 
-// x / rms(x) * weight, the mean square summed in a fixed order; source(i) points to x from i on.
+// x / rms(x) * weight, the mean square summed in a fixed order. source(i) points to sixteen elements of x,
+// from i on.
 template <class Source, class Out>
 void rms_norm(Source&& source, const float* weight, int size, float epsilon, Out* out) {
   Vec total{};
@@ -190,10 +193,10 @@ class DecoderPass {
                           token,
                           head,
                           pass_.attended.stride};
-    const Runs runs(step_, how);
-    team_.share(runs.count(), [&](int i) {
-      prepare_heads(layer, tensors, runs[i]);
-      write_run<T>(step_, how, tensors, runs[i]);
+    const Stretches stretches(step_, how, step_.threads);
+    team_.share(stretches.count(), [&](int i) {
+      prepare_heads(layer, tensors, stretches[i]);
+      write_stretch<T>(step_, how, tensors, stretches[i]);
     });
     share_attention<T>(team_, step_, how, tensors, plan);
   }
@@ -241,16 +244,17 @@ class DecoderPass {
     }
   }
 
-  // The queries and keys of a run.
-  void prepare_heads(const DecoderLayer& layer, const Tensors& tensors, const Run& run) {
+  // The queries and keys of a stretch.
+  void prepare_heads(const DecoderLayer& layer, const Tensors& tensors,
+                     const Stretch& stretch) {
     const Layer& how = *layer.attention;
     const int group = how.heads / how.kv_heads;
     const PageLayout<T> layout(step_, how);
-    for (int token = run.first; token < run.last; ++token) {
-      prefetch_token(layout, step_, how, tensors, token, run);
-      for (int head = run.head * group; head < (run.head + 1) * group; ++head)
+    for (int token = stretch.first; token < stretch.last; ++token) {
+      prefetch_token(layout, step_, how, tensors, token, stretch);
+      for (int head = stretch.head * group; head < (stretch.head + 1) * group; ++head)
         prepare_head(qkv(head, token), layer.query_norm, token);
-      prepare_head(qkv(how.heads + run.head, token), layer.key_norm, token);
+      prepare_head(qkv(how.heads + stretch.head, token), layer.key_norm, token);
     }
   }
 
@@ -287,11 +291,7 @@ class DecoderPass {
     };
     if constexpr (QUANTIZED) {
       team_.share(rows.count, [&](int row) {
-        const auto source = [&](int i) {
-          const Unit* piece = rows.piece(row, i / PER_UNIT<T>);
-          return reinterpret_cast<const T*>(piece) + i % Strips<T>::WIDTH;
-        };
-        quantize(source, linear.in, row);
+        quantize([&](int i) { return rows.at(row, i); }, linear.in, row);
       });
       share_product(team_, linear, bytes(0, rows.count), following, [] {}, done);
     } else {

@@ -23,6 +23,7 @@ from batching.worker.cpu.memory import huge
 from batching.worker.llama_shape import LayerWeights, LlamaWeights, Shape
 
 ROW_BLOCK, FEW, TILE_HEIGHT = 256, 32, 16  # as in linear.h, decoder.h and amx.h
+MAX_HEAD_DIM = 512  # as in decoder.h
 CACHE_LINE = 64  # bytes
 LOGITS_KEPT = 64  # rows of logits whose memory is kept between steps
 
@@ -118,6 +119,8 @@ def refuses(shape: Shape) -> str | None:
     ):
         if width % multiple:
             return f"its {name}, {width}, is no multiple of {multiple}"
+    if shape.head_dim > MAX_HEAD_DIM:
+        return f"its head size, {shape.head_dim}, is above {MAX_HEAD_DIM}"
     return None
 
 

@@ -19,15 +19,15 @@ static void leave_region() {
 template <class T>
 static void attend(const Step& step, const Layer& layer, const Tensors& tensors, Plan& plan) {
   const AtWork now;
-  const Runs runs(step, layer);
-  const auto write = [&](int i) { write_run<T>(step, layer, tensors, runs[i]); };
   // A few tokens are sooner written by one thread than shared out.
-  const bool alone = plan.threads == 1 || step.tokens <= LONGEST_RUN;
-  for (int i = 0; alone && i < runs.count(); ++i) write(i);
+  const bool alone = plan.threads == 1 || step.tokens <= Stretches::LONGEST;
+  const Stretches stretches(step, layer, alone ? 1 : plan.threads);
+  const auto write = [&](int i) { write_stretch<T>(step, layer, tensors, stretches[i]); };
+  for (int i = 0; alone && i < stretches.count(); ++i) write(i);
   Team team(plan.threads);
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
   {
-    if (!alone) team.share(runs.count(), write);
+    if (!alone) team.share(stretches.count(), write);
     share_attention<T>(team, step, layer, tensors, plan);
     leave_region();
   }

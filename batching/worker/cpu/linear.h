@@ -39,8 +39,8 @@ struct Linear {
   int32_t in, columns;     // columns are padded to a multiple of PANEL
 };
 
-// The left operand: rows, `stride` elements apart, in pieces of a cache line, `step` units apart, and for int8
-// each row's scale. Of `readable` rows, whatever is in the further ones, there may be more than `count`.
+// The left operand: rows, `stride` elements apart, in pieces of a cache line, `step` units apart, and for
+// int8 each row's scale. Of `readable` rows, whatever is in the further ones, there may be more than `count`.
 template <class T>
 struct Rows {
   const T* data;
@@ -51,6 +51,11 @@ struct Rows {
   // Of a row the piece that begins with this unit.
   const Unit* piece(int row, int unit) const {
     return reinterpret_cast<const Unit*>(data + row * stride) + unit / LINE_UNITS * step;
+  }
+
+  const T* at(int row, int column) const {
+    constexpr int WIDTH = LINE_UNITS * PER_UNIT<T>;
+    return reinterpret_cast<const T*>(piece(row, column / PER_UNIT<T>)) + column % WIDTH;
   }
 
   static Rows plain(const T* data, int64_t stride, const float* scales, int count, int readable) {
@@ -133,9 +138,10 @@ SLIPSTREAM_INLINE void finish_row(const Linear& linear, const Rows<T>& input, in
   write(row, low, high);
 }
 
-// What becomes of sums: done(panel) gives what is called as write(row, low, high) for every row of a
-// product, once. Those of a panel on tiles wait here for the next one, between whose steps they are
-// finished, row by row: tiles and vectors are computed at the same time. rest() ends what is left.
+// What becomes of sums: of what done(panel) gives, which may be asked several times, one is called as
+// write(row, low, high) for each row. Sums of a panel on tiles wait here for the next one, between whose
+// steps they are finished, row by row: tiles and vectors are computed at the same time. rest() ends what is
+// left.
 template <class T, class Done>
 class Finishing {
  public:
@@ -228,9 +234,9 @@ class ReadAhead {
   const int lines_;
 };
 
-// Of a panel, so many units stay in the first-level cache while rows pass by it, if these are more than a
-// group.
-constexpr int DEPTH = 128;
+// Of a panel, parts of so many units stay in the first-level cache while the groups of rows pass by it; or, if
+// these are many, all of a panel that is no deeper than WHOLE.
+constexpr int DEPTH = 128, WHOLE = 288, MANY_GROUPS = 5;
 
 // All rows times one panel, on tiles. In every product of a type all rows take this way, or none: its
 // sums round differently from the vectors'. `then` is the panel that this thread multiplies after it.
@@ -244,7 +250,8 @@ void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const U
   const LeftStrides left{input.stride * static_cast<int64_t>(sizeof(T)), input.step};
   const Unit* weights = panel_weights<T>(linear, panel);
   ReadAhead ahead(weights, panel_units<T>(linear) * sizeof(Unit), then, steps);
-  const int parts = groups > 1 ? (units + DEPTH - 1) / DEPTH : 1;
+  const bool whole_panel = groups == 1 || (groups >= MANY_GROUPS && units <= WHOLE);
+  const int parts = whole_panel ? 1 : (units + DEPTH - 1) / DEPTH;
   const int depth = (units / TILE_HEIGHT + parts - 1) / parts * TILE_HEIGHT;
   const int pace = (count + steps - 1) / steps;  // rows finished in a step
   auto* sums = finishing.growing();
@@ -312,8 +319,8 @@ void share_product(Team& team, const Linear& linear, const Rows<T>& input, const
   team.share_runs(linear.columns / PANEL, prepare, work, [&] { finishing.rest(); });
 }
 
-// One row, whose elements from i on source(i) points to, as bytes around 128, and its scale: the largest
-// magnitude becomes 127.
+// One row, whose sixteen elements from i on source(i) points to, as bytes around 128, and its scale: the
+// largest magnitude becomes 127.
 template <class Source>
 float quantize_row(Source&& source, int size, Int8* target) {
   Vec top{};
