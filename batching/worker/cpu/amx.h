@@ -22,9 +22,7 @@ namespace slipstream {
 constexpr int TILE_HEIGHT = 16, TILE_BYTES = 64, LINE_UNITS = 16, TILE_UNITS = TILE_HEIGHT * LANES;
 
 // So many rows, up to whole tiles: other heights are other shapes.
-inline int whole_tiles(int rows) {
-  return (rows + TILE_HEIGHT - 1) / TILE_HEIGHT * TILE_HEIGHT;
-}
+inline int whole_tiles(int rows) { return ceil_div(rows, TILE_HEIGHT) * TILE_HEIGHT; }
 }  // namespace slipstream
 
 #if SLIPSTREAM_AMX

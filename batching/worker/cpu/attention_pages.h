@@ -46,6 +46,8 @@ struct Placement {
   int offset;  // in the page; negative: nowhere
 };
 
+constexpr Placement NOWHERE{nullptr, nullptr, 0, -1};
+
 template <class T>
 static Placement place(const Step& step, const Layer& layer, const Tensors& tensors, int token,
                        int head) {
@@ -112,16 +114,12 @@ static void write_keys(const PageLayout<T>& layout, const Placement& first, int6
       std::memcpy(target + u * LANES + k, first.key + k * stride + u * sizeof(Unit), sizeof(Unit));
 }
 
-// A token goes to many cache lines, few of which are in the cache: this fetches those that the token
-// before it in its stretch does not go to, while the token's heads are prepared.
+// A token goes to many cache lines, few of which are in the cache: this fetches those that the one before
+// it does not go to, while the token's heads are prepared.
 template <class T>
-static void prefetch_token(const PageLayout<T>& layout, const Step& step, const Layer& layer,
-                           const Tensors& tensors, int token, const Stretch& stretch) {
-  const Placement now = place<T>(step, layer, tensors, token, stretch.head);
+static void prefetch_token(const PageLayout<T>& layout, const Tensors& tensors, const Placement& now,
+                           const Placement& before) {
   if (now.offset < 0) return;
-  Placement before{};
-  before.offset = -1;
-  if (token > stretch.first) before = place<T>(step, layer, tensors, token - 1, stretch.head);
   const auto fresh = [&](int tokens) {  // of which a line holds something
     return before.offset < 0 || before.page != now.page ||
            before.offset / tokens != now.offset / tokens;

@@ -76,8 +76,6 @@ struct Plan {
   int threads = 1;
 };
 
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 // Columns of a value row: the head size, up to whole vectors. What lies beyond it is undefined.
 inline int value_columns(const Layer& layer) { return ceil_div(layer.head_dim, LANES) * LANES; }
 

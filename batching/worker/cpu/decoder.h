@@ -212,7 +212,7 @@ class DecoderPass {
     normed_product(layer.post_norm, layer.gate_up, &layer.down, block, [&](int panel) {
       T* column = activated.at(0, panel * LANES);
       return [column](int row, Vec gate, Vec up) {
-        store_as(column + row * Strips<T>::WIDTH, silu(gate) * up);
+        store_as(column + row * LINE_COLUMNS<T>, silu(gate) * up);
       };
     });
     add_product(layer.down, following, block, activated.rows(nullptr, block.count, readable));
@@ -250,8 +250,11 @@ class DecoderPass {
     const Layer& how = *layer.attention;
     const int group = how.heads / how.kv_heads;
     const PageLayout<T> layout(step_, how);
+    Placement before = NOWHERE;
     for (int token = stretch.first; token < stretch.last; ++token) {
-      prefetch_token(layout, step_, how, tensors, token, stretch);
+      const Placement now = place<T>(step_, how, tensors, token, stretch.head);
+      prefetch_token(layout, tensors, now, before);
+      before = now;
       for (int head = stretch.head * group; head < (stretch.head + 1) * group; ++head)
         prepare_head(qkv(head, token), layer.query_norm, token);
       prepare_head(qkv(how.heads + stretch.head, token), layer.key_norm, token);
@@ -284,7 +287,7 @@ class DecoderPass {
       float* even = residual_.at(block.first, panel * PANEL);
       float* odd = residual_.at(block.first, panel * PANEL + LANES);
       return [even, odd](int row, Vec low, Vec high) {
-        const int at = row * Strips<float>::WIDTH;
+        const int at = row * LINE_COLUMNS<float>;
         store(even + at, load(even + at) + low);
         store(odd + at, load(odd + at) + high);
       };

@@ -39,6 +39,10 @@ struct Linear {
   int32_t in, columns;     // columns are padded to a multiple of PANEL
 };
 
+// Columns that a cache line holds.
+template <class T>
+constexpr int LINE_COLUMNS = LINE_UNITS * PER_UNIT<T>;
+
 // The left operand: rows, `stride` elements apart, in pieces of a cache line, `step` units apart, and for
 // int8 each row's scale. Of `readable` rows, whatever is in the further ones, there may be more than `count`.
 template <class T>
@@ -54,8 +58,7 @@ struct Rows {
   }
 
   const T* at(int row, int column) const {
-    constexpr int WIDTH = LINE_UNITS * PER_UNIT<T>;
-    return reinterpret_cast<const T*>(piece(row, column / PER_UNIT<T>)) + column % WIDTH;
+    return reinterpret_cast<const T*>(piece(row, column / PER_UNIT<T>)) + column % LINE_COLUMNS<T>;
   }
 
   static Rows plain(const T* data, int64_t stride, const float* scales, int count, int readable) {
@@ -67,18 +70,16 @@ struct Rows {
 // side by side. Row by row, writing results down would cost up to a tenth of a product's time.
 template <class T>
 struct Strips {
-  static constexpr int WIDTH = LINE_UNITS * PER_UNIT<T>;  // columns
-
   T* data;
   int64_t height;  // rows from strip to strip
 
   T* at(int row, int column) const {
-    return data + (column / WIDTH * height + row) * WIDTH + column % WIDTH;
+    return data + (column / LINE_COLUMNS<T> * height + row) * LINE_COLUMNS<T> + column % LINE_COLUMNS<T>;
   }
 
   // The first `count` rows.
   Rows<T> rows(const float* scales, int count, int readable) const {
-    return {data, WIDTH, height * LINE_UNITS, scales, count, readable};
+    return {data, LINE_COLUMNS<T>, height * LINE_UNITS, scales, count, readable};
   }
 };
 
@@ -104,8 +105,7 @@ struct Accumulate<Int8> {
 // Units of a panel.
 template <class T>
 int64_t panel_units(const Linear& linear) {
-  const int units = linear.in / PER_UNIT<T>;
-  return int64_t{(units + TILE_HEIGHT - 1) / TILE_HEIGHT} * TILE_HEIGHT * PANEL;
+  return int64_t{whole_tiles(linear.in / PER_UNIT<T>)} * PANEL;
 }
 
 template <class T>
@@ -116,8 +116,8 @@ const Unit* panel_weights(const Linear& linear, int64_t panel) {
 // Calls use(first, count) for blocks of `rows` of nearly equal height, of whole groups.
 template <class Use>
 void for_each_block_of_rows(int rows, Use&& use) {
-  const int blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
-  const int height = blocks ? ((rows + blocks - 1) / blocks + GROUP - 1) / GROUP * GROUP : 0;
+  const int blocks = ceil_div(rows, ROW_BLOCK);
+  const int height = blocks ? ceil_div(ceil_div(rows, blocks), GROUP) * GROUP : 0;
   for (int first = 0; first < rows; first += height) use(first, std::min(height, rows - first));
 }
 
@@ -245,15 +245,15 @@ void multiply_amx(const Linear& linear, const Rows<T>& input, int panel, const U
                   Finishing<T, Done>& finishing) {
   constexpr int64_t SUMS_ROW = PANEL * sizeof(float);
   constexpr RightStrides right{2 * TILE_UNITS, TILE_UNITS};
-  const int count = input.count, groups = (count + GROUP - 1) / GROUP;
+  const int count = input.count, groups = ceil_div(count, GROUP);
   const int units = linear.in / PER_UNIT<T>, steps = units / TILE_HEIGHT * groups;
   const LeftStrides left{input.stride * static_cast<int64_t>(sizeof(T)), input.step};
   const Unit* weights = panel_weights<T>(linear, panel);
   ReadAhead ahead(weights, panel_units<T>(linear) * sizeof(Unit), then, steps);
   const bool whole_panel = groups == 1 || (groups >= MANY_GROUPS && units <= WHOLE);
-  const int parts = whole_panel ? 1 : (units + DEPTH - 1) / DEPTH;
-  const int depth = (units / TILE_HEIGHT + parts - 1) / parts * TILE_HEIGHT;
-  const int pace = (count + steps - 1) / steps;  // rows finished in a step
+  const int parts = whole_panel ? 1 : ceil_div(units, DEPTH);
+  const int depth = ceil_div(units / TILE_HEIGHT, parts) * TILE_HEIGHT;
+  const int pace = ceil_div(count, steps);  // rows finished in a step
   auto* sums = finishing.growing();
   for (int begin = 0; begin < units; begin += depth) {
     const int end = std::min(begin + depth, units);
@@ -293,7 +293,7 @@ void multiply(const Linear& linear, const Rows<T>& input, int panel, const Unit*
 #if SLIPSTREAM_AMX
   if (fits_tiles<T>(linear)) return multiply_amx(linear, input, panel, then, finishing);
 #endif
-  const int count = input.count, tiles = (count + ROW_TILE - 1) / ROW_TILE;
+  const int count = input.count, tiles = ceil_div(count, ROW_TILE);
   for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
     const int from = count * t / tiles, to = count * (t + 1) / tiles;
     with_constant<ROW_TILE>(to - from, [&](auto tall) {

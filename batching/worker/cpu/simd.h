@@ -58,6 +58,8 @@ using Aligned = std::vector<T, LineAllocator<T>>;
 template <class T>
 constexpr int PER_UNIT = sizeof(Unit) / sizeof(T);
 
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 // Register tiles of the two products, in rows x vectors: accumulators plus one row of operands must
 // fit the register file (32 x 64 bytes with AVX-512, 16 x 32 bytes with AVX2). Few rows take the
 // wider tile: they wait for memory, which likes whole rows read at once.
