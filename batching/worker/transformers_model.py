@@ -85,7 +85,9 @@ class TransformersModel:
             if refusal is None:
                 weights = llama_shape.weights(model, self.max_model_len)
                 int8 = config.quantization == "int8"
-                runner = decoder.CpuDecoder(weights, self.specs, backend, pages, int8=int8)
+                runner = decoder.CpuDecoder(
+                    weights, self.specs, backend, pages, model.dtype, int8=int8
+                )
                 llama_shape.empty(model)
                 return runner
             logger.info("the C++ decoder is not used: %s", refusal)

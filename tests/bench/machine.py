@@ -34,7 +34,9 @@ class Machine(msgspec.Struct, frozen=True):
     """Bytes/s read from memory by all cores; operations/s (a multiply-add is two); idle share."""
 
     bandwidth: float
-    bf16: float
+    bf16: (
+        float  # float32's where the cores have no bf16: emulating it takes a hundred times as long
+    )
     float32: float
     idle: float  # of all cores in the second before the measurement, 0 to 1
 
@@ -93,8 +95,11 @@ def measure() -> Machine:
     """Takes about five seconds and 1 GiB; the best of several tries counts."""
     import torch
 
-    idle = _idle_share(1.0)
-    return Machine(_bandwidth(), _speed(torch.bfloat16), _speed(torch.float32), idle)
+    from batching.worker.device import has_fast_bfloat16
+
+    idle, float32 = _idle_share(1.0), _speed(torch.float32)
+    has_bf16 = has_fast_bfloat16(torch.device("cpu"))
+    return Machine(_bandwidth(), _speed(torch.bfloat16) if has_bf16 else float32, float32, idle)
 
 
 def _bandwidth() -> float:

@@ -15,7 +15,7 @@ import torch
 from batching.worker.attention import LayerSpec
 from batching.worker.cpu import build
 from batching.worker.cpu.attention import CpuAttention
-from tests.worker.builds import EMULATED_AMX, QUICK
+from tests.worker.builds import EMULATED_AMX, OTHERS, lesser
 from tests.worker.paged_case import Case, spec_of
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -257,14 +257,10 @@ def test_layers_of_different_shapes_share_a_step(backend: CpuAttention) -> None:
         assert torch.allclose(got.double(), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3", "x86-64-v4"])
-def test_other_instruction_sets(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", OTHERS)
+def test_other_instruction_sets(target: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The code that lesser CPUs get, where this one can run it."""
-    flags = set(Path("/proc/cpuinfo").read_text().split())
-    needed = {"x86-64": {"sse2"}, "x86-64-v3": {"avx2", "fma"}, "x86-64-v4": {"avx512vl"}}[target]
-    if not needed <= flags:
-        pytest.skip(f"this CPU lacks {needed - flags}")
-    backend = CpuAttention(torch.device("cpu"), tmp_path, (f"-march={target}", QUICK))
+    backend = CpuAttention(torch.device("cpu"), *lesser(target, tmp_path_factory))
     for dtype in DTYPES:
         spec = spec_of(6, 2, 80, softcap=5.0, sinks=torch.ones(6), window=400)
         case = Case(spec, RAGGED, dtype=dtype)

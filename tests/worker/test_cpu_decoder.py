@@ -16,13 +16,14 @@ import torch
 
 from batching.worker import llama_shape
 from batching.worker.cpu import decoder
+from batching.worker.cpu import linear as packing
 from batching.worker.cpu.attention import SOURCE
 from batching.worker.cpu.build import load_library
-from batching.worker.cpu.linear import PANEL, PackedLinear, pack, quantize
+from batching.worker.cpu.linear import PANEL, PackedLinear, halve, pack, quantize
 from batching.worker.protocol import WorkerConfig
 from batching.worker.torch_worker import TorchWorker
 from tests.worker import tiny_models
-from tests.worker.builds import EMULATED_AMX
+from tests.worker.builds import EMULATED_AMX, OTHERS, lesser
 from tests.worker.harness import Harness, Outcome, request
 
 WIDE = [name for name in tiny_models.ARCHITECTURES if name.endswith("_wide")]
@@ -190,6 +191,76 @@ def test_quantized_weights_err_by_at_most_half_a_step() -> None:
     assert integers[3].eq(0).all()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_bfloat16_holds_are_kept_so_and_change_no_bit(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_models.build("qwen2_wide", tie_word_embeddings=tied)
+    model.bfloat16().float().save_pretrained(tmp_path)
+    halved = worker_of(tmp_path, dtype="float32")
+    monkeypatch.setattr(packing, "halve", torch.Tensor.float)
+    whole = worker_of(tmp_path, dtype="float32")
+    assert serve(halved, prompts()) == serve(whole, prompts())
+    embedding = 0 if tied else model.get_input_embeddings().weight.nbytes
+    less, full = (w.capabilities().weight_bytes - embedding for w in (halved, whole))
+    assert less < 0.6 * full
+
+
+def test_only_weights_that_bfloat16_holds_are_halved() -> None:
+    weight = torch.randn(40, 64)
+    held = weight.bfloat16().float()
+    for same in (held, held.bfloat16()):
+        assert halve(same).dtype == torch.bfloat16
+        assert torch.equal(halve(same).float(), held)
+    assert halve(weight) is weight
+    held[39, 63] += 1e-3
+    assert halve(held) is held
+    assert halve(held.half()).dtype == torch.float32
+
+
+def project(library: ctypes.CDLL, packed: PackedLinear, given: torch.Tensor) -> torch.Tensor:
+    output = torch.empty(len(given), packed.columns)
+    library.slipstream_project(
+        ctypes.byref(packed.struct),
+        ctypes.c_void_p(given.data_ptr()),
+        len(given),
+        ctypes.c_void_p(output.data_ptr()),
+        1,
+        given.dtype == torch.bfloat16,
+    )
+    return output
+
+
+@pytest.mark.parametrize("target", OTHERS)
+@pytest.mark.parametrize("inputs", [48, 640])
+def test_products_on_other_instruction_sets(
+    target: str, inputs: int, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    library = load_library(SOURCE, *lesser(target, tmp_path_factory))
+    torch.manual_seed(1)
+    weight, given = torch.randn(96, inputs), torch.randn(300, inputs)
+    short_weight, short_given = weight.bfloat16(), given.bfloat16()
+    halved = PackedLinear(short_weight.float())
+    assert halved.panels.dtype == torch.bfloat16
+    cases = [
+        (PackedLinear(weight), given, weight, 1e-4),
+        (halved, given, short_weight, 1e-4),
+        (PackedLinear(short_weight), short_given, short_weight, 1e-3),
+        (PackedLinear(weight, int8=True), given, weight, 0.3 + inputs / 640),  # six deviations
+    ]
+    for packed, rows, exact, tolerance in cases:
+        every = project(library, packed, rows)
+        expected = rows.double() @ exact.double().T
+        assert (every - expected).abs().max() < tolerance
+        for count in (1, 2, 3, 5, 7, 13, 40):
+            assert torch.equal(project(library, packed, rows[:count].contiguous()), every[:count])
+    monkeypatch.setattr(packing, "halve", torch.Tensor.float)
+    whole = PackedLinear(short_weight.float())
+    assert whole.panels.dtype == torch.float32
+    assert torch.equal(project(library, whole, given), project(library, halved, given))
+
+
 def test_tile_instructions_are_used_right(tmp_path_factory: pytest.TempPathFactory) -> None:
     """With the tile instructions spelled out in C++, since few machines have them."""
     cache = tmp_path_factory.getbasetemp() / "emulated"
@@ -201,14 +272,6 @@ def test_tile_instructions_are_used_right(tmp_path_factory: pytest.TempPathFacto
         packed = PackedLinear(weight, int8=int8)
         for rows in (1, 2, 15, 16, 17, 31, 32, 33, 70, 200):
             given = torch.randn(rows, 128).bfloat16()
-            output = torch.empty(rows, packed.columns)
-            emulated.slipstream_project(
-                ctypes.byref(packed.struct),
-                ctypes.c_void_p(given.data_ptr()),
-                rows,
-                ctypes.c_void_p(output.data_ptr()),
-                1,
-                True,
-            )
+            output = project(emulated, packed, given)
             exact = given.float() @ weight.float().T
             assert (output - exact).abs().max() < (0.7 if int8 else 1e-3)  # six deviations

@@ -74,11 +74,11 @@ void multiply_tiles() {
     for (int u = 0; u < TILE_HEIGHT; ++u) {
       Int b = load_units(emulated[B][u]), x = splat_unit(emulated[A][r][u]);
       if constexpr (PER_UNIT<T> == 2) {
-        Vec sum = (Vec)load_units(emulated[SUM][r]);
+        const Vec sum = as_floats(load_units(emulated[SUM][r]));
         store(reinterpret_cast<float*>(emulated[SUM][r]), dot_add<T>(x, b, sum));
       } else {
-        const Int sum = dot_add_bytes(x, b, load_units(emulated[SUM][r]));
-        std::memcpy(emulated[SUM][r], &sum, sizeof sum);
+        const Int sum = load_units(emulated[SUM][r]);
+        write_lanes(emulated[SUM][r], dot_add_bytes(x, b, sum));
       }
     }
 }

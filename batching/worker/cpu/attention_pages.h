@@ -104,9 +104,9 @@ static void write_keys(const PageLayout<T>& layout, const Placement& first, int6
   for (; u + LANES <= layout.units; u += LANES) {
     Int rows[LANES];
     for (int k = 0; k < LANES; ++k)
-      std::memcpy(&rows[k], first.key + k * stride + u * sizeof(Unit), sizeof(Int));
+      rows[k] = read_lanes<Int>(first.key + k * stride + u * sizeof(Unit));
     transpose(rows);
-    for (int k = 0; k < LANES; ++k) std::memcpy(target + (u + k) * LANES, &rows[k], sizeof(Int));
+    for (int k = 0; k < LANES; ++k) write_lanes(target + (u + k) * LANES, rows[k]);
   }
 #endif
   for (; u < layout.units; ++u)
@@ -140,9 +140,7 @@ static void write_value(const PageLayout<T>& layout, const Placement& token, Uni
   int first = 0;
 #if defined(__AVX512BW__)
   for (; PER_UNIT<T> == 2 && first + LANES <= dim; first += LANES, row += layout.value_stride()) {
-    Half half;
-    std::memcpy(&half, token.value + first * sizeof(T), sizeof half);
-    const Int units = __builtin_convertvector(half, Int) << 16 * place;
+    const Int units = widen(read_lanes<Half>(token.value + first * sizeof(T))) << 16 * place;
     _mm512_mask_storeu_epi16(row, 0x55555555u << place, (__m512i)units);
   }
 #endif
@@ -159,11 +157,7 @@ static void write_pair(const PageLayout<T>& layout, const Placement& even, const
   const auto* high = reinterpret_cast<const uint16_t*>(odd.value);
   int first = 0;
   for (; first + LANES <= dim; first += LANES, row += layout.value_stride()) {
-    Half a, b;
-    std::memcpy(&a, low + first, sizeof a);
-    std::memcpy(&b, high + first, sizeof b);
-    const Int pairs = __builtin_convertvector(a, Int) | __builtin_convertvector(b, Int) << 16;
-    std::memcpy(row, &pairs, sizeof pairs);
+    write_lanes(row, widen(read_lanes<Half>(low + first)) | widen(read_lanes<Half>(high + first)) << 16);
   }
   for (int i = first; i < dim; ++i) row[i - first] = low[i] | Unit{high[i]} << 16;
 }

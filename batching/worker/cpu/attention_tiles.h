@@ -125,7 +125,7 @@ void update_rows(const Scoring& how, float* scores, const Seen (&seen)[ROWS], co
       if (how.inner > 0) x = hyperbolic_tangent(x * how.inner);
       if (partly) {
         const Int lane = lane_index() + i;
-        x = (lane >= seen[r].first) & (lane < seen[r].last) ? x : splat(NEG_INF);
+        x = select((lane >= seen[r].first) & (lane < seen[r].last), x, splat(NEG_INF));
       }
       if (partly || how.inner > 0) store(place, x);
       top[r] = maximum(top[r], x);
@@ -153,10 +153,10 @@ void update_rows(const Scoring& how, float* scores, const Seen (&seen)[ROWS], co
   }
   clear(i, to);
   Vec change{};
-  for (int r = 0; r < ROWS; ++r) change[r] = states[r].max - max[r];
+  for (int r = 0; r < ROWS; ++r) set_lane(change, r, states[r].max - max[r]);
   change = power_of_two(change);
   for (int r = 0; r < ROWS; ++r) {
-    shrink[r] = states[r].max == NEG_INF ? 0.0f : change[r];
+    shrink[r] = states[r].max == NEG_INF ? 0.0f : get_lane(change, r);
     states[r].sum = states[r].sum * shrink[r] + sum_lanes(total[r]);
     states[r].max = max[r];
   }

@@ -22,8 +22,10 @@ from pathlib import Path
 
 NATIVE = ("-march=native",)
 NO_AMX = ("-mno-amx-tile",)
-# No contraction: whether a*b + c rounds once or twice must not depend on the template instance.
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-w")
+# No contraction: whether a*b + c rounds once or twice must not depend on the template instance. No
+# unique symbols: libraries for different CPUs in one process must not share what a thread keeps.
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno",
+         "-fno-gnu-unique", "-w")  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

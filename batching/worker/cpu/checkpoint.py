@@ -158,7 +158,9 @@ class Checkpoint:
     def bind(self, backend: AttentionBackend, pages: Pages) -> Runner:
         """The C++ decoder, with weights that are read as they are packed."""
         assert isinstance(backend, CpuAttention)
-        return decoder.CpuDecoder(self._weights(), self.specs, backend, pages, int8=self._int8)
+        return decoder.CpuDecoder(
+            self._weights(), self.specs, backend, pages, self.dtype, int8=self._int8
+        )
 
     def _weights(self) -> LlamaWeights:
         config, tied = self._config, self._config.tie_word_embeddings
@@ -189,7 +191,9 @@ class Checkpoint:
             yield _layer({name.removeprefix(prefix): tensor for name, tensor in found.items()})
 
     def _read(self, *names: str) -> dict[str, torch.Tensor]:
-        return {n: tensor.to(self.dtype) for n, tensor in self._files.read(names).items()}
+        found = self._files.read(names).items()
+        # Matrices are rounded as they are packed.
+        return {n: tensor.to(self.dtype) if tensor.dim() == 1 else tensor for n, tensor in found}
 
 
 class _Files:

@@ -138,17 +138,21 @@ class DecoderPass {
 
   void embed(int token) {
     const int64_t id = pass_.tokens[token];
-    const int hidden = decoder_.hidden;
     if (decoder_.embedding) {
-      const T* source = static_cast<const T*>(decoder_.embedding) + id * hidden;
-      for (int i = 0; i < hidden; i += LANES) store(residual_.at(token, i), load_as(source + i));
+      const T* source = static_cast<const T*>(decoder_.embedding) + id * decoder_.hidden;
+      for (int i = 0; i < decoder_.hidden; i += LANES) store(residual_.at(token, i), load_as(source + i));
       return;
     }
-    constexpr int PER = PER_UNIT<T>;
+    decoder_.tied->halved ? embed_column<BFloat16>(id, token) : embed_column<T>(id, token);
+  }
+
+  template <class Weight>
+  void embed_column(int64_t id, int token) {
+    constexpr int PER = PER_UNIT<Weight>;
     const Unit* source = panel_weights<T>(*decoder_.tied, id / PANEL) +
                          id % PANEL / LANES * TILE_UNITS + id % LANES;
-    T row[LANES];
-    for (int i = 0; i < hidden; i += LANES) {
+    Weight row[LANES];
+    for (int i = 0; i < decoder_.hidden; i += LANES) {
       for (int j = 0; j < LANES; j += PER) {
         const int u = (i + j) / PER, tile = u / TILE_HEIGHT;
         std::memcpy(row + j, source + tile * PANEL_VECS * TILE_UNITS + u % TILE_HEIGHT * LANES,

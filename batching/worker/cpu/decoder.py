@@ -22,7 +22,7 @@ from batching.worker.cpu.linear import PANEL, CLinear, PackedLinear
 from batching.worker.cpu.memory import huge
 from batching.worker.llama_shape import LayerWeights, LlamaWeights, Shape
 
-ROW_BLOCK, FEW, TILE_HEIGHT = 256, 32, 16  # as in linear.h, decoder.h and amx.h
+ROW_BLOCK, FEW, TILE_HEIGHT = 256, 32, 16  # as in product.h, decoder.h and amx.h
 MAX_HEAD_DIM = 512  # as in decoder.h
 CACHE_LINE = 64  # bytes
 LOGITS_KEPT = 64  # rows of logits whose memory is kept between steps
@@ -127,7 +127,8 @@ def refuses(shape: Shape) -> str | None:
 class CpuDecoder:
     """Implements `runner.Runner`; packs the weights layer by layer, so that none is there twice.
 
-    `refuses` must not refuse the model's shape.
+    `refuses` must not refuse the model's shape. `dtype`, float32 or bfloat16, is that of
+    activations, keys and values, whatever that of the weights.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class CpuDecoder:
         specs: list[LayerSpec],
         backend: CpuAttention,
         pages: list[tuple[torch.Tensor, torch.Tensor]],
+        dtype: torch.dtype,
         *,
         int8: bool = False,
     ) -> None:
@@ -143,7 +145,7 @@ class CpuDecoder:
         self._specs, self._library, self._int8 = specs, backend.library, int8
         self._pages = pages
         embedding = weights.embedding
-        self._dtype, self._is_bfloat16 = embedding.dtype, embedding.dtype == torch.bfloat16
+        self._dtype, self._is_bfloat16 = dtype, dtype == torch.bfloat16
         self._vocabulary = weights.vocab_size
         self._kept: list[Any] = []  # whatever C++ holds pointers to
         self._layers = (_Layer * weights.count)()
@@ -155,7 +157,7 @@ class CpuDecoder:
         self._head = self._pack(weights.head)
         self._decoder = _Decoder(
             ctypes.addressof(self._layers),
-            None if shared else self._keep(embedding.data),
+            None if shared else self._keep(embedding.data.to(dtype)),
             ctypes.addressof(self._head) if shared else None,
             self._keep(_own(weights.final_norm)),
             self._keep(weights.cos),
@@ -251,7 +253,7 @@ class CpuDecoder:
         target.key_pages, target.value_pages = (page.data_ptr() for page in pages)
 
     def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> CLinear:
-        packed = PackedLinear(weight, bias, int8=self._int8)
+        packed = PackedLinear(weight, bias, int8=self._int8, dtype=self._dtype)
         self._kept.append(packed)
         return packed.struct
 

@@ -105,8 +105,8 @@ struct Largest {
   SLIPSTREAM_INLINE void consider(Vec x, int first) {
     const Int here = first + lane_index();
     const Int better = (x > value) | ((x == value) & (here < column));
-    value = better ? x : value;
-    column = better ? here : column;
+    value = select(better, x, value);
+    column = select(better, here, column);
   }
 };
 
@@ -120,8 +120,8 @@ static void project_largest(const Linear& linear, const T* input, int rows, int 
     product([=](int panel) {
       return [=, first = panel * PANEL](int row, Vec low, Vec high) {
         if (first + PANEL > columns) {  // padding
-          low = first + lane_index() < columns ? low : splat(NEG_INF);
-          high = first + LANES + lane_index() < columns ? high : splat(NEG_INF);
+          low = select(first + lane_index() < columns, low, splat(NEG_INF));
+          high = select(first + LANES + lane_index() < columns, high, splat(NEG_INF));
         }
         mine[row].consider(low, first);
         mine[row].consider(high, first + LANES);
@@ -134,9 +134,9 @@ static void project_largest(const Linear& linear, const T* input, int rows, int 
     for (int t = 0; t < threads; ++t)
       for (int lane = 0; lane < LANES; ++lane) {
         const Largest& one = found[static_cast<size_t>(t) * rows + row];
-        const float value = one.value[lane];
-        if (value > best || (value == best && one.column[lane] < column))
-          best = value, column = one.column[lane];
+        const float value = get_lane(one.value, lane);
+        const int64_t place = get_lane(one.column, lane);
+        if (value > best || (value == best && place < column)) best = value, column = place;
       }
     output[row] = column;
   }
@@ -177,8 +177,8 @@ static bool tiles_agree() {
   multiply_amx(linear, rows, 0, linear.weights, finishing);
   finishing.rest();
   thread_tiles.release();
-  for (int row = 0; row < ROWS; ++row)
-    multiply_tile<T, 1>(linear, rows, row, 0, keep(sums.data() + ROWS * PANEL)(0));
+  Finishing plain(linear, rows, keep(sums.data() + ROWS * PANEL));
+  multiply_rows<T, false>(linear, rows, 0, linear.weights, plain);
   return std::equal(sums.begin(), sums.begin() + ROWS * PANEL, sums.begin() + ROWS * PANEL);
 }
 #endif

@@ -1,5 +1,8 @@
 """Weights as the C++ products read them: panels of 32 columns, optionally in int8.
 
+Float32 weights that bfloat16 holds exactly, as those of most checkpoints are, take half the memory:
+products turn them back as they read them, and give the same bits.
+
 int8 is symmetric: one scale per column, set by its largest magnitude, and one per row of the other
 operand, found as it is used (dynamic per-token quantization, as in LLM.int8, Dettmers et al. 2022,
 without its outlier path). Sums are exact in 32-bit integers, so results do not depend on the batch.
@@ -19,7 +22,7 @@ BYTE_ZERO = 128  # the other operand's bytes are unsigned, around this
 
 
 class CLinear(ctypes.Structure):
-    """`Linear` of linear.h."""
+    """`Linear` of product.h."""
 
     _fields_ = (
         ("weights", ctypes.c_void_p),
@@ -28,6 +31,7 @@ class CLinear(ctypes.Structure):
         ("offsets", ctypes.c_void_p),
         ("rows", ctypes.c_int32),
         ("columns", ctypes.c_int32),
+        ("halved", ctypes.c_int32),
     )
 
 
@@ -35,20 +39,29 @@ class PackedLinear:
     """Owns the packed tensors of one product; `struct` points to them.
 
     `weight` is [columns, rows] as torch's linear layers have it, rows a multiple of 16; columns are
-    padded with zeros to whole panels. `bias` is [columns], or None.
+    padded with zeros to whole panels. `bias` is [columns], or None. `dtype` is that of the other
+    operand, float32 or bfloat16, where it is not the weights' own.
     """
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, int8: bool = False
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        int8: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        dtype = dtype or weight.dtype
         padding = -len(weight) % PANEL
         weight = weight.detach()
         if padding:  # or it would be a copy
             weight = torch.nn.functional.pad(weight, (0, 0, 0, padding))
         scales = offsets = None
         if int8:
-            weight, scales = quantize(weight)
+            weight, scales = quantize(weight.to(dtype))
             offsets = BYTE_ZERO * weight.sum(1, dtype=torch.int32)
+        else:
+            weight = halve(weight) if dtype == torch.float32 else weight.to(dtype)
         if bias is not None:
             bias = torch.nn.functional.pad(bias.detach().float(), (0, padding))
         self.panels = pack(weight)
@@ -58,12 +71,22 @@ class PackedLinear:
             *(None if tensor is None else tensor.data_ptr() for tensor in self._tensors),
             weight.shape[1],
             self.columns,
+            dtype == torch.float32 and weight.dtype == torch.bfloat16,
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self._tensors if tensor is not None)
+
+
+def halve(weight: torch.Tensor) -> torch.Tensor:
+    """Weights in bfloat16 if that holds them exactly, else in float32."""
+    for rows in (weight[:1], weight):  # most that do not fit are found out by the first row
+        shorter = rows.to(torch.bfloat16)
+        if not torch.equal(shorter.to(rows.dtype), rows):
+            return weight.float()
+    return shorter
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:

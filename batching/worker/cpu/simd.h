@@ -1,34 +1,20 @@
-// Sixteen float32 lanes at a time, on whatever the compiler was told the CPU has.
+// What the kernels compute with sixteen lanes: dot products of every format, powers of two, rounding.
 //
-// GCC's vector extensions give one source for AVX-512 (one register), AVX2 (two) and anything else
-// (lowered). Only what decides speed or bits is spelled out per instruction set: the fused
-// multiply-add and the bfloat16 pair product. The build switches floating-point contraction off,
-// so a result never depends on which of two template instances computed it.
+// Only what decides speed or bits is spelled out per instruction set. The build switches floating-point
+// contraction off, so a result never depends on which of two template instances computed it.
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <limits>
 #include <new>
-#include <type_traits>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#define SLIPSTREAM_INLINE inline __attribute__((always_inline))
+#include "vectors.h"
 
 namespace slipstream {
 
-constexpr int LANES = 16;
 constexpr float LOG2_E = 1.44269504088896341f;
 constexpr float NEG_INF = -std::numeric_limits<float>::infinity();
-
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t Int __attribute__((vector_size(64)));
-typedef uint16_t Half __attribute__((vector_size(32)));
 
 // 32 bits of a row: one float32, two neighbouring bfloat16 or four bytes.
 typedef uint32_t Unit;
@@ -66,68 +52,21 @@ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 #if defined(__AVX512F__)
 constexpr int TILE_ROWS = 6, TILE_VECS = 4, FEW_ROWS = 3, WIDE_VECS = 8;
 #else
-constexpr int TILE_ROWS = 2, TILE_VECS = 2, FEW_ROWS = 1, WIDE_VECS = 4;
+constexpr int TILE_ROWS = 6, TILE_VECS = 1, FEW_ROWS = 2, WIDE_VECS = 2;
 #endif
 
-SLIPSTREAM_INLINE Vec load(const float* source) {
-  Vec x;
-  std::memcpy(&x, source, sizeof x);
-  return x;
-}
-
-SLIPSTREAM_INLINE Int load_units(const Unit* source) {
-  Int x;
-  std::memcpy(&x, source, sizeof x);
-  return x;
-}
-
-SLIPSTREAM_INLINE void store(float* target, Vec x) { std::memcpy(target, &x, sizeof x); }
+SLIPSTREAM_INLINE Vec load(const float* source) { return read_lanes<Vec>(source); }
+SLIPSTREAM_INLINE Int load_units(const Unit* source) { return read_lanes<Int>(source); }
+SLIPSTREAM_INLINE void store(float* target, Vec x) { write_lanes(target, x); }
 
 // Past the caches: for what is not read again soon. `target` is aligned to 64 bytes.
 SLIPSTREAM_INLINE void stream(float* target, Vec x) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(target, (__m512)x);
+#elif defined(__AVX__)
+  _mm256_stream_ps(target, (__m256)x.low), _mm256_stream_ps(target + REGISTER_LANES, (__m256)x.high);
 #else
   store(target, x);
-#endif
-}
-
-SLIPSTREAM_INLINE Vec splat(float x) { return Vec{} + x; }
-SLIPSTREAM_INLINE Int splat_unit(Unit x) { return Int{} + static_cast<int32_t>(x); }
-// The second operand where either is NaN, as the x86 instructions have it.
-SLIPSTREAM_INLINE Vec maximum(Vec a, Vec b) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-  return a > b ? a : b;
-#endif
-}
-
-SLIPSTREAM_INLINE Vec minimum(Vec a, Vec b) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
-#else
-  return a < b ? a : b;
-#endif
-}
-
-SLIPSTREAM_INLINE Int lane_index() {
-  return Int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-}
-
-SLIPSTREAM_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-  union Halves {
-    Vec whole;
-    __m256 half[2];
-  } x{a}, y{b}, z{c};
-  z.half[0] = _mm256_fmadd_ps(x.half[0], y.half[0], z.half[0]);
-  z.half[1] = _mm256_fmadd_ps(x.half[1], y.half[1], z.half[1]);
-  return z.whole;
-#else
-  return a * b + c;
 #endif
 }
 
@@ -148,7 +87,12 @@ SLIPSTREAM_INLINE Vec dot_add(Int a, Int b, Vec acc);
 
 template <>
 SLIPSTREAM_INLINE Vec dot_add<float>(Int a, Int b, Vec acc) {
-  return multiply_add((Vec)a, (Vec)b, acc);
+  return multiply_add(as_floats(a), as_floats(b), acc);
+}
+
+// Of units of two bfloat16 the first or second ones, as float32 have them.
+SLIPSTREAM_INLINE Int half_as_float(Int units, int part) {
+  return part == 0 ? units << 16 : units & static_cast<int32_t>(0xffff0000u);
 }
 
 template <>
@@ -156,9 +100,19 @@ SLIPSTREAM_INLINE Vec dot_add<BFloat16>(Int a, Int b, Vec acc) {
 #if defined(__AVX512BF16__)
   return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
 #else
-  constexpr int32_t high = static_cast<int32_t>(0xffff0000u);
-  acc = multiply_add((Vec)(a << 16), (Vec)(b << 16), acc);
-  return multiply_add((Vec)(a & high), (Vec)(b & high), acc);
+  acc = multiply_add(as_floats(half_as_float(a, 0)), as_floats(half_as_float(b, 0)), acc);
+  return multiply_add(as_floats(half_as_float(a, 1)), as_floats(half_as_float(b, 1)), acc);
+#endif
+}
+
+// The sums of two products of neighbouring 16-bit integers, per lane.
+SLIPSTREAM_INLINE Ints multiply_pairs(Ints a, Ints b) {
+#if defined(__AVX512BW__)
+  return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
 
@@ -167,34 +121,18 @@ SLIPSTREAM_INLINE Int dot_add_bytes(Int a, Int b, Int acc) {
 #if defined(__AVX512VNNI__)
   return (Int)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 #else
-  for (int byte = 0; byte < 4; ++byte)
-    acc += ((a >> (8 * byte)) & 0xff) * ((b << (24 - 8 * byte)) >> 24);
-  return acc;
+  return each(
+      [](Ints x, Ints y, Ints sum) SLIPSTREAM_ALWAYS {
+        typedef int16_t Signed __attribute__((vector_size(REGISTER_BYTES)));
+        typedef uint16_t Unsigned __attribute__((vector_size(REGISTER_BYTES)));
+#if defined(__x86_64__)
+        asm("" : "+x"(x));  // or GCC masks a number before it is spread, by way of a slow register
 #endif
-}
-
-// Lane sums and maxima in a fixed order: halves are put together until one lane is left.
-SLIPSTREAM_INLINE float sum_lanes(Vec x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)x);
-#else
-  float part[LANES];
-  store(part, x);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) part[i] += part[i + width];
-  return part[0];
-#endif
-}
-
-SLIPSTREAM_INLINE float max_lanes(Vec x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps((__m512)x);
-#else
-  float part[LANES];
-  store(part, x);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) part[i] = part[i] > part[i + width] ? part[i] : part[i + width];
-  return part[0];
+        const Ints even = multiply_pairs(x & 0xff00ff, (Ints)((Signed)y << 8 >> 8));
+        const Ints odd = multiply_pairs((Ints)((Unsigned)x >> 8), (Ints)((Signed)y >> 8));
+        return sum + even + odd;
+      },
+      a, b, acc);
 #endif
 }
 
@@ -216,21 +154,19 @@ SLIPSTREAM_INLINE Vec power_of_two(Vec x) {
   return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
 #else
   const Vec bounded = minimum(splat(127.0f), maximum(splat(-127.0f), n));
-  const Vec result = p * (Vec)((__builtin_convertvector(bounded, Int) + 127) << 23);
-  return x < -126.0f ? Vec{} : result;
+  const Vec result = p * as_floats((to_ints(bounded) + 127) << 23);
+  return select(x < -126.0f, Vec{}, result);
 #endif
 }
 
-SLIPSTREAM_INLINE float power_of_two(float x) { return power_of_two(splat(x))[0]; }
+SLIPSTREAM_INLINE float power_of_two(float x) { return get_lane(power_of_two(splat(x)), 0); }
 
 // tanh(x / (2 log2 e)) = 1 - 2 / (2^x + 1): absolute error below 2e-7, which a soft cap can afford.
 SLIPSTREAM_INLINE Vec hyperbolic_tangent(Vec x) { return 1.0f - 2.0f / (power_of_two(x) + 1.0f); }
 
 SLIPSTREAM_INLINE Vec load_as(const float* source) { return load(source); }
 SLIPSTREAM_INLINE Vec load_as(const BFloat16* source) {
-  Half half;
-  std::memcpy(&half, source, sizeof half);
-  return (Vec)(__builtin_convertvector(half, Int) << 16);
+  return as_floats(widen(read_lanes<Half>(source)) << 16);
 }
 
 // Store sixteen values rounded to nearest even.
@@ -238,15 +174,14 @@ SLIPSTREAM_INLINE void store_as(float* target, Vec x) { store(target, x); }
 
 SLIPSTREAM_INLINE void store_as(BFloat16* target, Vec x) {
 #if defined(__AVX512BF16__)
-  const __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+  write_lanes(target, _mm512_cvtneps_pbh((__m512)x));
 #else
-  typedef uint32_t Bits __attribute__((vector_size(64)));
-  const Bits bits = (Bits)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Half half = __builtin_convertvector(x == x ? rounded : Bits{} + 0x7fc0u, Half);
+  const Int bits = as_ints(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  write_lanes(target, to_shorts(select(x == x, rounded, Int{} + 0x7fc0)));
 #endif
-  std::memcpy(target, &half, sizeof half);
 }
 
+#if defined(__AVX512F__)
 // Lane j of row i changes places with lane i of row j.
 SLIPSTREAM_INLINE void transpose(Int (&rows)[LANES]) {
 #pragma GCC unroll 4
@@ -262,6 +197,7 @@ SLIPSTREAM_INLINE void transpose(Int (&rows)[LANES]) {
     }
   }
 }
+#endif
 
 // Calls f with std::integral_constant n, 1 <= n <= N: a run-time count as a template argument.
 template <int N, class F>
