@@ -63,7 +63,7 @@ SLIPSTREAM_INLINE void store(float* target, Vec x) { write_lanes(target, x); }
 SLIPSTREAM_INLINE void stream(float* target, Vec x) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(target, (__m512)x);
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
   _mm256_stream_ps(target, (__m256)x.low), _mm256_stream_ps(target + REGISTER_LANES, (__m256)x.high);
 #else
   store(target, x);

@@ -1,7 +1,7 @@
 // Sixteen 32-bit lanes at a time, on whatever the compiler was told the CPU has.
 //
 // With AVX-512 they are one register. GCC keeps a vector that is wider than the CPU's registers in
-// memory, so elsewhere sixteen lanes are a pair of halves, down to what fits: two registers with AVX, four
+// memory, so elsewhere sixteen lanes are a pair of halves, down to what fits: two registers with AVX2, four
 // on anything else. What is written with operators, and the functions below, is the same for all.
 #pragma once
 
@@ -22,7 +22,7 @@ constexpr int LANES = 16;
 
 #if defined(__AVX512F__)
 constexpr int REGISTER_BYTES = 64;
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
 constexpr int REGISTER_BYTES = 32;
 #else
 constexpr int REGISTER_BYTES = 16;
@@ -137,12 +137,12 @@ SLIPSTREAM_INLINE void write_lanes(void* target, V x) {
 }
 
 template <class V>
-constexpr int COUNT = sizeof(V) / 4;  // of its lanes
+constexpr int LANES_OF = sizeof(V) / 4;
 
 template <class V>
 SLIPSTREAM_INLINE auto get_lane(V x, int i) {
   if constexpr (IS_PAIR<V>)
-    return i < COUNT<V> / 2 ? get_lane(x.low, i) : get_lane(x.high, i - COUNT<V> / 2);
+    return i < LANES_OF<V> / 2 ? get_lane(x.low, i) : get_lane(x.high, i - LANES_OF<V> / 2);
   else
     return x[i];
 }
@@ -151,10 +151,10 @@ template <class V, class Number>
 SLIPSTREAM_INLINE void set_lane(V& x, int i, Number value) {
   if constexpr (!IS_PAIR<V>)
     x[i] = value;
-  else if (i < COUNT<V> / 2)
+  else if (i < LANES_OF<V> / 2)
     set_lane(x.low, i, value);
   else
-    set_lane(x.high, i - COUNT<V> / 2, value);
+    set_lane(x.high, i - LANES_OF<V> / 2, value);
 }
 
 SLIPSTREAM_INLINE Vec splat(float x) { return x - Vec{}; }  // minus zero, too
@@ -201,7 +201,7 @@ SLIPSTREAM_INLINE V maximum(V a, V b) {
       [](Floats x, Floats y) SLIPSTREAM_ALWAYS {
 #if defined(__AVX512F__)
         return (Floats)_mm512_max_ps((__m512)x, (__m512)y);
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
         return (Floats)_mm256_max_ps((__m256)x, (__m256)y);
 #else
         return x > y ? x : y;
@@ -217,7 +217,7 @@ SLIPSTREAM_INLINE Vec minimum(Vec a, Vec b) {
       [](Floats x, Floats y) SLIPSTREAM_ALWAYS {
 #if defined(__AVX512F__)
         return (Floats)_mm512_min_ps((__m512)x, (__m512)y);
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
         return (Floats)_mm256_min_ps((__m256)x, (__m256)y);
 #else
         return x < y ? x : y;
