@@ -34,9 +34,7 @@ class Machine(msgspec.Struct, frozen=True):
     """Bytes/s read from memory by all cores; operations/s (a multiply-add is two); idle share."""
 
     bandwidth: float
-    bf16: (
-        float  # float32's where the cores have no bf16: emulating it takes a hundred times as long
-    )
+    bf16: float  # float32's where the cores have no bf16: emulating it is far slower
     float32: float
     idle: float  # of all cores in the second before the measurement, 0 to 1
 

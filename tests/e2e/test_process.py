@@ -24,7 +24,7 @@ def test_start_log_says_what_it_serves_and_sigterm_ends_it_cleanly(tmp_path: Pat
     assert answer.status_code == 200, answer.text
     assert server.stop() == 0
     log = server.log()
-    for word in ("bfloat16 on cpu", "KV cache", "tokens", f"127.0.0.1:{server.port}"):
+    for word in (" on cpu, cpu attention", "KV cache", "tokens", f"127.0.0.1:{server.port}"):
         assert word in log, log
 
 
