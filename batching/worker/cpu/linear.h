@@ -11,10 +11,10 @@
 
 namespace slipstream {
 
-// One panel. `then` is the one that this thread multiplies after it, or null.
+// One panel. `then` is the one that this thread multiplies after it, or null. Not inlined, for registers again.
 template <class T, class Done>
-void multiply(const Linear& linear, const Rows<T>& input, int panel, const Unit* then,
-              Finishing<T, Done>& finishing) {
+__attribute__((noinline)) void multiply(const Linear& linear, const Rows<T>& input, int panel,
+                                        const Unit* then, Finishing<T, Done>& finishing) {
 #if SLIPSTREAM_AMX
   if (fits_tiles<T>(linear)) return multiply_amx(linear, input, panel, then, finishing);
 #endif
