@@ -11,7 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
+from batching.worker.device import serving_dtype
 from tests.e2e.server_process import ServerProcess
 
 
@@ -24,7 +26,9 @@ def test_start_log_says_what_it_serves_and_sigterm_ends_it_cleanly(tmp_path: Pat
     assert answer.status_code == 200, answer.text
     assert server.stop() == 0
     log = server.log()
-    for word in (" on cpu, cpu attention", "KV cache", "tokens", f"127.0.0.1:{server.port}"):
+    served = serving_dtype("auto", torch.bfloat16, torch.device("cpu"))
+    dtype = str(served).removeprefix("torch.")
+    for word in (f"{dtype} on cpu", "KV cache", "tokens", f"127.0.0.1:{server.port}"):
         assert word in log, log
 
 

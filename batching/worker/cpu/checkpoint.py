@@ -167,7 +167,7 @@ class Checkpoint:
         outer = self._read("model.embed_tokens.weight", "model.norm.weight")
         embedding = outer["model.embed_tokens.weight"]
         if self._int8 or not tied:  # it stays as it is, and not in the file
-            embedding = embedding.clone()
+            embedding = embedding.to(self.dtype, copy=True)
         head = embedding if tied else self._read("lm_head.weight")["lm_head.weight"]
         return LlamaWeights(
             self._layers(),

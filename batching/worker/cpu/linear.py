@@ -82,6 +82,8 @@ class PackedLinear:
 
 def halve(weight: torch.Tensor) -> torch.Tensor:
     """Weights in bfloat16 if that holds them exactly, else in float32."""
+    if weight.dtype == torch.bfloat16:
+        return weight
     for rows in (weight[:1], weight):  # most that do not fit are found out by the first row
         shorter = rows.to(torch.bfloat16)
         if not torch.equal(shorter.to(rows.dtype), rows):

@@ -131,8 +131,7 @@ SLIPSTREAM_INLINE void finish_row(const Linear& linear, const Rows<T>& input, in
 template <class T>
 using RowSums = typename Accumulate<T>::Sum[PANEL_VECS];
 
-// What becomes of sums: of what done(panel) gives, which may be asked several times, one is called as
-// write(row, low, high) for each row. Sums of a panel on tiles wait here for the next one, between whose
+// What becomes of sums: what done(panel) gives is called as write(row, low, high) for each row. Sums of a panel on tiles wait here for the next one, between whose
 // steps they are finished, row by row: tiles and vectors are computed at the same time. rest() ends what is
 // left.
 template <class T, class Done>
@@ -175,8 +174,8 @@ SLIPSTREAM_INLINE void fetch_lines(const char* from, int count) {
 }
 #endif
 
-// Fetches weights into the cache, AHEAD bytes before they are multiplied, a few lines with
-// each step of a product: reading from memory and computing go on at the same time.
+// Fetches weights into the cache, AHEAD bytes before they are multiplied, a few lines with each step of a
+// product: reading from memory and computing go on at the same time.
 class ReadAhead {
  public:
   static constexpr int64_t AHEAD = 16 << 10;
